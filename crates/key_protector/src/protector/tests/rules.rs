@@ -1,0 +1,358 @@
+//! One protector per rule of MS-KPS 3.1.5.1.1.3, and per rule of ours, that breaks that rule alone:
+//! every signature that the rule is not about is made again over what was changed.
+
+use aws_lc_rs::rsa::{OAEP_SHA256_MGF1SHA256, OaepPublicEncryptingKey, PublicEncryptingKey};
+use aws_lc_rs::signature::{RSA_PSS_SHA256, RsaKeyPair};
+use base64::prelude::{BASE64_STANDARD, Engine as _};
+
+use super::*;
+use crate::certificate::PublicKey;
+use crate::protector::issue;
+use crate::signature::Algorithm;
+use crate::test_support::certificate_for;
+
+const PROTECTOR: &str = "InvalidProtectorException";
+const WRAPPING: &str = "InvalidWrappingException";
+
+/// Owner, fabric and recovery guardian; the owner signs.
+fn parts() -> (Parts, TransportKey) {
+    let (protector, key) = protector(&[fabric(), recovery()]);
+    (protector.parts, key)
+}
+
+/// Signs `parts` again after `edit` and tries to open what was written.
+fn after(edit: impl FnOnce(&mut Parts)) -> Result<TransportKey> {
+    let (mut parts, key) = parts();
+    edit(&mut parts);
+    issue::seal(&mut parts, &key, owner()).unwrap();
+    open(&parts.to_xml())
+}
+
+fn open(xml: &str) -> Result<TransportKey> {
+    Protector::parse(xml.as_bytes())?.open(fabric(), NOW)
+}
+
+/// A wrapping's parts for `guardian`, certified by `parent`, which is at that place.
+fn child(guardian: &Guardian, parent: &Guardian, place: usize) -> Recipient {
+    let public = guardian.public();
+    Recipient {
+        signing: public.signing.clone(),
+        signing_signature: parent.sign(public.signing.der()).unwrap(),
+        encryption: public.encryption.clone(),
+        encryption_signature: public.encryption_signature.clone(),
+        parent: place,
+    }
+}
+
+/// Not quite a transport key, for the fabric guardian.
+fn encrypted(plain: &[u8]) -> Vec<u8> {
+    let PublicKey::Rsa { spki, .. } = fabric().public().encryption().public_key() else {
+        panic!("an encryption key is RSA");
+    };
+    let key = PublicEncryptingKey::from_der(spki).unwrap();
+    let key = OaepPublicEncryptingKey::new(key).unwrap();
+    let mut cipher = vec![0; key.ciphertext_size()];
+    key.encrypt(&OAEP_SHA256_MGF1SHA256, plain, &mut cipher, None).unwrap();
+    cipher
+}
+
+fn issue_for(recipients: &[Recipient]) -> Result<(Protector, TransportKey)> {
+    let key = TransportKey::generate();
+    let protector = issue::issue(recipients, &key, (0, owner()), 0, NOW)?;
+    Ok((protector, key))
+}
+
+/// A protector in which the fabric guardian has certified a second one.
+pub(super) fn with_child_of_fabric() -> (Protector, TransportKey) {
+    issue_for(&[
+        child(owner(), owner(), 0),
+        child(fabric(), owner(), 0),
+        child(guardian("second-fabric", Role::Fabric), fabric(), 1),
+    ])
+    .unwrap()
+}
+
+/// Replaces `old` in a protector and makes the two signatures over the wrappings again, without a
+/// parser's help.
+fn text_edit((parts, key): &(Parts, TransportKey), old: &str, new: &str) -> String {
+    let mut xml = parts.to_xml();
+    assert!(xml.contains(old));
+    xml = xml.replace(old, new);
+    let start = xml.find("<Wrappings>").unwrap();
+    let end = xml.find("</Wrappings>").unwrap();
+    let signed = format!(
+        "<Wrappings xmlns=\"{}\">{}</Wrappings>",
+        crate::signature::KPS,
+        &xml[start + "<Wrappings>".len()..end]
+    );
+    let mac = super::super::verify::transport_key_signature(key, signed.as_bytes());
+    let signature = owner().sign(signed.as_bytes()).unwrap();
+    for (old, new) in [(&parts.transport_key_signature, &mac), (&parts.guardian_signature.value, &signature.value)] {
+        xml = xml.replace(&BASE64_STANDARD.encode(old), &BASE64_STANDARD.encode(new));
+    }
+    xml
+}
+
+#[test]
+fn the_tools_of_this_table_break_nothing() {
+    assert!(after(|_| ()).is_ok());
+    assert!(open(&text_edit(&parts(), "<Id>1</Id>", "<Id>1</Id>")).is_ok());
+    let (protector, _) = with_child_of_fabric();
+    assert!(protector.open(fabric(), NOW).is_ok());
+}
+
+#[test]
+fn every_rule_of_the_specification() {
+    let stranger = guardian("other-tenant", Role::Owner);
+    let cases: Vec<(&str, &str, &str, Result<TransportKey>)> = vec![
+        ("the ingress protector is valid XML", "xml", PROTECTOR, open("<Protector")),
+        ("it is a protector", "structure", PROTECTOR, open("<Protector/>")),
+        ("WrappingId points to a wrapping", "unknown-signer", PROTECTOR, after(|p| p.signer_id = 9)),
+        ("the guardian signature is that wrapping's", "guardian-signature", PROTECTOR, after(|p| p.signer_id = 2)),
+        ("the guardian signature is over the wrappings", "guardian-signature", PROTECTOR, {
+            let (mut parts, key) = parts();
+            parts.guardian_signature = owner().sign(b"<Wrappings></Wrappings>").unwrap();
+            let signed = parts.signed_bytes().unwrap();
+            parts.transport_key_signature = super::super::verify::transport_key_signature(&key, &signed);
+            open(&parts.to_xml())
+        }),
+        ("the transport key signature has a valid value", "transport-key-signature", PROTECTOR, {
+            let (mut parts, _) = parts();
+            issue::seal(&mut parts, &TransportKey::generate(), owner()).unwrap();
+            open(&parts.to_xml())
+        }),
+        (
+            "SigningCertificate is X.509",
+            "certificate",
+            WRAPPING,
+            open(&not_x509(|p| p.wrappings[2].signing.der().to_vec())),
+        ),
+        (
+            "EncryptionCertificate is X.509",
+            "certificate",
+            WRAPPING,
+            open(&not_x509(|p| p.wrappings[2].encryption.der().to_vec())),
+        ),
+        ("ParentWrappingId points to a wrapping", "parent-missing", WRAPPING, after(|p| p.wrappings[2].parent_id = 9)),
+        (
+            "only the owner is its own parent",
+            "several-owners",
+            WRAPPING,
+            after(|p| {
+                let fabric = &mut p.wrappings[1];
+                fabric.parent_id = fabric.id;
+                fabric.signing_signature = super::fabric().public().self_signature.clone();
+            }),
+        ),
+        (
+            "somebody is the owner",
+            "no-owner",
+            WRAPPING,
+            after(|p| {
+                p.wrappings[0].parent_id = 2;
+                let der = owner().public().signing().der();
+                p.wrappings[0].signing_signature = fabric().sign(der).unwrap();
+            }),
+        ),
+        ("every wrapping chains up to the owner", "not-chained", WRAPPING, {
+            let second = guardian("second-fabric", Role::Fabric);
+            issue_for(&[child(owner(), owner(), 0), child(fabric(), second, 2), child(second, fabric(), 1)])
+                .map(|(_, key)| key)
+        }),
+        (
+            "the signing certificate is signed by the parent",
+            "signing-certificate-signature",
+            WRAPPING,
+            after(|p| {
+                let der = p.wrappings[2].signing.der().to_vec();
+                p.wrappings[2].signing_signature = stranger.sign(&der).unwrap();
+            }),
+        ),
+        (
+            "the signing certificate is signed by that parent and not by itself",
+            "signing-certificate-signature",
+            WRAPPING,
+            after(|p| {
+                p.wrappings[2].signing_signature = recovery().public().self_signature.clone();
+            }),
+        ),
+        (
+            "the encryption certificate is signed by the same guardian",
+            "encryption-certificate-signature",
+            WRAPPING,
+            after(|p| {
+                let der = p.wrappings[2].encryption.der().to_vec();
+                p.wrappings[2].encryption_signature = owner().sign(&der).unwrap();
+            }),
+        ),
+        ("there is a wrapping for the service", "not-a-recipient", PROTECTOR, {
+            let (without, _) = protector(&[recovery()]);
+            without.open(fabric(), NOW)
+        }),
+    ];
+    for (rule, kind, code, outcome) in cases {
+        let error = outcome.err().unwrap_or_else(|| panic!("not kept: {rule}"));
+        assert_eq!(error.kind(), kind, "{rule}: {error}");
+        assert_eq!(error.kps_code(), code, "{rule}");
+    }
+}
+
+/// A protector whose recovery guardian has, where `which` is, a certificate that ends too early.
+/// It is signed as a certificate would be.
+fn not_x509(which: impl Fn(&Parts) -> Vec<u8>) -> String {
+    // Signatures differ each time they are made, so the texts are taken from one protector.
+    let original = parts();
+    let der = which(&original.0);
+    let short = &der[..der.len() - 1];
+    let old = BASE64_STANDARD.encode(&der);
+    let new = BASE64_STANDARD.encode(short);
+    // Parsing ends at the certificate, before any signature over it matters.
+    text_edit(&original, &old, &new)
+}
+
+#[test]
+fn every_rule_of_ours() {
+    let second = guardian("second-fabric", Role::Fabric);
+    let cases: Vec<(&str, &str, Result<TransportKey>)> = vec![
+        ("ids are unique", "duplicate-id", after(|p| p.wrappings[2].id = 2)),
+        (
+            "encryption keys are unique",
+            "duplicate-encryption-key",
+            after(|p| {
+                let mut again = p.wrappings[1].clone();
+                again.id = 4;
+                p.wrappings.push(again);
+            }),
+        ),
+        ("encryption keys are unique, whatever their certificates", "duplicate-encryption-key", {
+            let encryption = certificate_for(fabric(), "fabric", Role::Fabric);
+            assert_ne!(encryption.der(), fabric().public().encryption().der());
+            let mut again = child(fabric(), owner(), 0);
+            again.encryption_signature = fabric().sign(encryption.der()).unwrap();
+            again.encryption = encryption;
+            issue_for(&[child(owner(), owner(), 0), child(fabric(), owner(), 0), again]).map(|(_, key)| key)
+        }),
+        ("MaxOfflineUnwraps is bound", "offline-unwraps", after(|p| p.max_offline_unwraps = 7)),
+        (
+            "the owner's wrapping binds it",
+            "offline-unwraps",
+            after(|p| {
+                p.wrappings[0].offline_unwraps = None;
+            }),
+        ),
+        (
+            "no other wrapping does",
+            "offline-unwraps",
+            after(|p| {
+                p.wrappings[1].offline_unwraps = Some(0);
+            }),
+        ),
+        ("only the owner has the owner's role", "owner-role", {
+            let stranger = guardian("other-tenant", Role::Owner);
+            issue_for(&[child(owner(), owner(), 0), child(stranger, owner(), 0)]).map(|(_, key)| key)
+        }),
+        ("a recovery guardian certifies nobody", "recovery-parent", {
+            issue_for(&[child(owner(), owner(), 0), child(recovery(), owner(), 0), child(second, recovery(), 1)])
+                .map(|(_, key)| key)
+        }),
+        (
+            "both certificates have one role",
+            "roles-differ",
+            after(|p| {
+                let der = recovery().public().encryption().der();
+                p.wrappings[1].encryption_signature = fabric().sign(der).unwrap();
+                p.wrappings[1].encryption = recovery().public().encryption().clone();
+                p.wrappings.pop();
+            }),
+        ),
+        (
+            "both certificates have one name",
+            "names-differ",
+            after(|p| {
+                let der = second.public().encryption().der();
+                p.wrappings[1].encryption_signature = fabric().sign(der).unwrap();
+                p.wrappings[1].encryption = second.public().encryption().clone();
+            }),
+        ),
+        (
+            "a signing certificate may sign",
+            "key-usage",
+            after(|p| {
+                p.wrappings[1].signing = p.wrappings[1].encryption.clone();
+            }),
+        ),
+        (
+            "an encryption certificate may encrypt",
+            "key-usage",
+            after(|p| {
+                p.wrappings[1].encryption = p.wrappings[1].signing.clone();
+            }),
+        ),
+        ("there is a wrapping", "no-wrapping", after(|p| p.wrappings.clear())),
+        (
+            "there are at most 64",
+            "too-many-wrappings",
+            after(|p| {
+                let one = p.wrappings[1].clone();
+                p.wrappings.resize(MAX_WRAPPINGS + 1, one);
+            }),
+        ),
+        (
+            "the cipher text is for the guardian",
+            "unwrap",
+            after(|p| {
+                p.wrappings[1].cipher = p.wrappings[2].cipher.clone();
+            }),
+        ),
+        ("the cipher text is one key", "unwrap", after(|p| p.wrappings[1].cipher = encrypted(&[7; 31]))),
+    ];
+    for (rule, kind, outcome) in cases {
+        let error = outcome.err().unwrap_or_else(|| panic!("not kept: {rule}"));
+        assert_eq!(error.kind(), kind, "{rule}: {error}");
+    }
+}
+
+#[test]
+fn offline_unwraps_are_carried_along() {
+    let key = TransportKey::generate();
+    let recipients = [child(owner(), owner(), 0), child(fabric(), owner(), 0)];
+    let protector = issue::issue(&recipients, &key, (1, fabric()), 3, NOW).unwrap();
+    let read = Protector::parse(&protector.to_xml()).unwrap();
+    assert_eq!(read.max_offline_unwraps(), 3);
+    let rolled = read.roll(fabric(), &[], NOW).unwrap();
+    assert_eq!(rolled.egress_protector.max_offline_unwraps(), 3);
+    // The host cannot raise it.
+    let xml = String::from_utf8(read.to_xml()).unwrap();
+    let raised = xml.replacen("MaxOfflineUnwraps=\"3\"", "MaxOfflineUnwraps=\"4\"", 1);
+    assert_eq!(refusal(open(&raised)), "offline-unwraps");
+}
+
+#[test]
+fn rsa_pss_signatures_are_accepted() {
+    // A guardian who signs with RSA, which ours never do: both certificates for one key.
+    let key = guardian("rsa-fabric", Role::Fabric);
+    let certificate = certificate_for(key, "rsa-fabric", Role::Fabric);
+    let pair = RsaKeyPair::from_pkcs8(key.encryption_pkcs8()).unwrap();
+    let sign = |message: &[u8]| {
+        let mut value = vec![0; pair.public_modulus_len()];
+        let random = aws_lc_rs::rand::SystemRandom::new();
+        pair.sign(&RSA_PSS_SHA256, &random, message, &mut value).unwrap();
+        Signature { algorithm: Algorithm::RsaPss, value }
+    };
+    let rsa = Recipient {
+        signing_signature: owner().sign(certificate.der()).unwrap(),
+        encryption_signature: sign(certificate.der()),
+        signing: certificate.clone(),
+        encryption: certificate,
+        parent: 0,
+    };
+    let recipients = [child(owner(), owner(), 0), child(fabric(), owner(), 0), rsa];
+    let (protector, key) = issue_for(&recipients).unwrap();
+    let mut parts = protector.parts;
+    parts.signer_id = 3;
+    parts.guardian_signature = sign(&parts.signed_bytes().unwrap());
+    assert_eq!(open(&parts.to_xml()).unwrap().expose(), key.expose());
+    // An algorithm that does not fit the key is no signature.
+    parts.guardian_signature.algorithm = Algorithm::EcdsaP256;
+    assert_eq!(refusal(open(&parts.to_xml())), "guardian-signature");
+}
