@@ -1,0 +1,177 @@
+//! Health certificates: what the attestation CA issues to a host that passed, and what key protection asks for.
+
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, Issuer, KeyUsagePurpose, SanType,
+    SerialNumber, SubjectPublicKeyInfo,
+};
+use time::{Duration, OffsetDateTime};
+use x509_parser::extensions::GeneralName;
+use x509_parser::prelude::{FromDer, X509Certificate};
+use zeroize::Zeroizing;
+
+use crate::error::{Error, Result};
+use crate::host_key::HostPublicKey;
+use crate::identity::IdentityPublic;
+use crate::p256::P256Key;
+use crate::pem;
+
+const CERTIFICATE: &str = "CERTIFICATE";
+/// Largest certificate looked at. Ours are about 1 KiB.
+const MAX_DER: usize = 16 << 10;
+/// The subjectAltName that binds a health certificate to a host key; followed by the key's fingerprint.
+const BINDING: &str = "urn:drydock:host-key:sha256:";
+/// Issued this much in the past, for hosts whose clock is a little behind.
+const BACKDATE: Duration = Duration::minutes(5);
+
+/// The CA that issues health certificates, and nothing else.
+pub struct HealthCa {
+    key: P256Key,
+    der: Vec<u8>,
+}
+
+/// What a valid health certificate says.
+pub struct Health {
+    /// Name the host was registered under when the certificate was issued.
+    pub host_name: String,
+    /// Fingerprint of the host key that passed attestation.
+    pub host_fingerprint: String,
+    /// The key to encrypt to.
+    pub identity: IdentityPublic,
+    pub not_after: OffsetDateTime,
+}
+
+impl HealthCa {
+    /// # Errors
+    /// `CertificateNotMade`, `Crypto`.
+    pub fn generate(name: &str, now: OffsetDateTime, lifetime: Duration) -> Result<Self> {
+        let key = P256Key::generate()?;
+        let mut params = CertificateParams::default();
+        params.distinguished_name = subject(name, "attestation");
+        params.not_before = now - BACKDATE;
+        params.not_after = now + lifetime;
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+        let certificate = params.self_signed(&key).map_err(|_| Error::CertificateNotMade)?;
+        Ok(HealthCa { key, der: certificate.der().to_vec() })
+    }
+
+    /// Certificate and private key, for a file of mode 0600.
+    #[must_use]
+    pub fn to_pem(&self) -> Zeroizing<String> {
+        let certificate = pem::encode(CERTIFICATE, &self.der);
+        let key = self.key.to_pem();
+        let mut both = Zeroizing::new(String::with_capacity(certificate.len() + key.len()));
+        both.push_str(&certificate);
+        both.push_str(&key);
+        both
+    }
+
+    /// # Errors
+    /// `NotPem`, `NotHostKey`, `BadCa` (the certificate is not for that key).
+    pub fn from_pem(text: &str) -> Result<Self> {
+        let der = pem::decode(CERTIFICATE, text)?.to_vec();
+        let key = P256Key::from_pem(text)?;
+        let certificate = parse(&der).map_err(|_| Error::BadCa)?;
+        if certificate.public_key().raw != key.public_der()? {
+            return Err(Error::BadCa);
+        }
+        Ok(HealthCa { key, der })
+    }
+
+    /// The CA's own certificate.
+    #[must_use]
+    pub fn der(&self) -> &[u8] {
+        &self.der
+    }
+
+    /// Certifies that the host passed, until `now + lifetime`.
+    ///
+    /// # Errors
+    /// `CertificateNotMade`, `BadCa`.
+    pub fn issue(
+        &self,
+        host_name: &str,
+        host: &HostPublicKey,
+        identity: &IdentityPublic,
+        now: OffsetDateTime,
+        lifetime: Duration,
+    ) -> Result<Vec<u8>> {
+        let mut serial = [0; 16];
+        aws_lc_rs::rand::fill(&mut serial).map_err(|_| Error::Crypto)?;
+        // RFC 5280 4.1.2.2: positive, not zero.
+        serial[0] = serial[0] & 0x7f | 0x40;
+        let mut params = CertificateParams::default();
+        params.distinguished_name = subject(host_name, "guarded host");
+        params.serial_number = Some(SerialNumber::from_slice(&serial));
+        params.not_before = now - BACKDATE;
+        params.not_after = now + lifetime;
+        params.is_ca = IsCa::ExplicitNoCa;
+        params.key_usages = vec![KeyUsagePurpose::KeyEncipherment];
+        let binding = format!("{BINDING}{}", host.fingerprint());
+        params.subject_alt_names = vec![SanType::URI(binding.try_into().map_err(|_| Error::CertificateNotMade)?)];
+        params.use_authority_key_identifier_extension = true;
+        let key = SubjectPublicKeyInfo::from_der(identity.der()).map_err(|_| Error::CertificateNotMade)?;
+        let issuer = Issuer::from_ca_cert_der(&self.der.as_slice().into(), &self.key).map_err(|_| Error::BadCa)?;
+        let certificate = params.signed_by(&key, &issuer).map_err(|_| Error::CertificateNotMade)?;
+        Ok(certificate.der().to_vec())
+    }
+
+    /// Checks everything a certificate alone can tell. Whether the host is *still* registered, the caller asks
+    /// its store.
+    ///
+    /// # Errors
+    /// `NotCertificate`, `ForeignIssuer`, `NotYetValid`, `Expired`, `NoHostBinding`, `NotIdentityKey`.
+    pub fn verify(&self, der: &[u8], now: OffsetDateTime) -> Result<Health> {
+        let certificate = parse(der)?;
+        let ca = parse(&self.der).map_err(|_| Error::BadCa)?;
+        if certificate.issuer().as_raw() != ca.subject().as_raw()
+            || certificate.verify_signature(Some(ca.public_key())).is_err()
+        {
+            return Err(Error::ForeignIssuer);
+        }
+        if now < certificate.validity().not_before.to_datetime() {
+            return Err(Error::NotYetValid);
+        }
+        let not_after = certificate.validity().not_after.to_datetime();
+        if now > not_after {
+            return Err(Error::Expired);
+        }
+        // The CA's own certificate is self-signed and would pass the signature check: it has no binding.
+        let host_fingerprint = binding(&certificate).ok_or(Error::NoHostBinding)?;
+        let host_name = certificate
+            .subject()
+            .iter_common_name()
+            .next()
+            .and_then(|name| name.as_str().ok())
+            .ok_or(Error::NoHostBinding)?
+            .to_owned();
+        let identity = IdentityPublic::from_der(certificate.public_key().raw)?;
+        Ok(Health { host_name, host_fingerprint, identity, not_after })
+    }
+}
+
+fn subject(name: &str, unit: &str) -> DistinguishedName {
+    let mut subject = DistinguishedName::new();
+    subject.push(DnType::OrganizationName, "Drydock");
+    subject.push(DnType::OrganizationalUnitName, unit);
+    subject.push(DnType::CommonName, name);
+    subject
+}
+
+fn parse(der: &[u8]) -> Result<X509Certificate<'_>> {
+    if der.len() > MAX_DER {
+        return Err(Error::NotCertificate);
+    }
+    match X509Certificate::from_der(der) {
+        Ok((rest, certificate)) if rest.is_empty() => Ok(certificate),
+        _ => Err(Error::NotCertificate),
+    }
+}
+
+fn binding(certificate: &X509Certificate<'_>) -> Option<String> {
+    let names = certificate.subject_alternative_name().ok()??;
+    match names.value.general_names.as_slice() {
+        [GeneralName::URI(uri)] => uri.strip_prefix(BINDING).map(str::to_owned),
+        _ => None,
+    }
+}

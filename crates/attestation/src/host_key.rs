@@ -1,0 +1,128 @@
+//! The key that identifies a host to the Host Guardian Service.
+
+use std::fmt::Write as _;
+
+use aws_lc_rs::digest::{SHA256, digest};
+use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1, ParsedPublicKey};
+use zeroize::Zeroizing;
+
+use crate::error::{Error, Result};
+use crate::identity::IdentityPublic;
+use crate::p256::P256Key;
+use crate::pem;
+
+const PUBLIC_LABEL: &str = "PUBLIC KEY";
+
+/// What a P-256 SubjectPublicKeyInfo (RFC 5480) starts with: everything up to the uncompressed point. Only this
+/// one encoding is taken, so that equal keys have equal bytes and one fingerprint.
+const SPKI_PREFIX: [u8; 27] = [
+    0x30, 0x59, 0x30, 0x13, 0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01, 0x06, 0x08, 0x2a, 0x86, 0x48, 0xce,
+    0x3d, 0x03, 0x01, 0x07, 0x03, 0x42, 0x00, 0x04,
+];
+const SPKI_LEN: usize = 91;
+
+/// A host's long-lived signing key pair. The caller keeps the PEM in a file of mode 0600.
+pub struct HostKey(P256Key);
+
+impl HostKey {
+    /// # Errors
+    /// `Crypto` when the library has no randomness.
+    pub fn generate() -> Result<Self> {
+        P256Key::generate().map(HostKey)
+    }
+
+    /// # Errors
+    /// `NotPem`, `NotHostKey`.
+    pub fn from_pem(text: &str) -> Result<Self> {
+        P256Key::from_pem(text).map(HostKey)
+    }
+
+    #[must_use]
+    pub fn to_pem(&self) -> Zeroizing<String> {
+        self.0.to_pem()
+    }
+
+    /// # Errors
+    /// `Crypto` when the library cannot encode it.
+    pub fn public(&self) -> Result<HostPublicKey> {
+        HostPublicKey::from_der(&self.0.public_der()?)
+    }
+
+    /// The file that `drydock hgs add-host` takes.
+    #[must_use]
+    pub fn public_pem(&self) -> String {
+        // The pair was parsed or made by the library: its point is the 65 bytes the prefix announces.
+        pem::encode(PUBLIC_LABEL, &rcgen::PublicKeyData::subject_public_key_info(&self.0)).to_string()
+    }
+
+    /// MS-HGSA 2.2.1.2, HostKeySignature: over HostKeyPublicKey and VirtualSecureModeIdentityKey, consecutively.
+    ///
+    /// # Errors
+    /// `Crypto` when the library fails.
+    pub fn certify(&self, identity: &IdentityPublic) -> Result<Vec<u8>> {
+        self.0.sign(&signed_bytes(&self.public()?, identity))
+    }
+}
+
+/// The public half. Equality is equality of keys.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostPublicKey {
+    der: [u8; SPKI_LEN],
+}
+
+impl HostPublicKey {
+    /// # Errors
+    /// `NotHostKey` for anything but the one DER encoding of a valid P-256 point.
+    pub fn from_der(der: &[u8]) -> Result<Self> {
+        let der: [u8; SPKI_LEN] = der.try_into().map_err(|_| Error::NotHostKey)?;
+        if !der.starts_with(&SPKI_PREFIX) {
+            return Err(Error::NotHostKey);
+        }
+        ParsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, der).map_err(|_| Error::NotHostKey)?;
+        Ok(HostPublicKey { der })
+    }
+
+    /// Takes PEM or DER: what an admin was given as a file.
+    ///
+    /// # Errors
+    /// `NotHostKey`.
+    pub fn from_file(bytes: &[u8]) -> Result<Self> {
+        if bytes.first() == Some(&SPKI_PREFIX[0]) {
+            return Self::from_der(bytes);
+        }
+        let text = std::str::from_utf8(bytes).map_err(|_| Error::NotHostKey)?;
+        Self::from_der(&pem::decode(PUBLIC_LABEL, text).map_err(|_| Error::NotHostKey)?)
+    }
+
+    /// DER SubjectPublicKeyInfo.
+    #[must_use]
+    pub fn der(&self) -> &[u8] {
+        &self.der
+    }
+
+    /// Lower-case hexadecimal SHA-256 of [`der`](Self::der).
+    #[must_use]
+    pub fn fingerprint(&self) -> String {
+        hex(digest(&SHA256, &self.der).as_ref())
+    }
+
+    /// Whether `signature` was made by this key over itself and `identity`.
+    #[must_use]
+    pub fn certified(&self, identity: &IdentityPublic, signature: &[u8]) -> bool {
+        ParsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, self.der)
+            .is_ok_and(|key| key.verify_sig(&signed_bytes(self, identity), signature).is_ok())
+    }
+}
+
+/// The first part has a fixed length, so the concatenation can be split in one way only.
+fn signed_bytes(host: &HostPublicKey, identity: &IdentityPublic) -> Vec<u8> {
+    [host.der(), identity.der()].concat()
+}
+
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+        // Writing to a String cannot fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
