@@ -1,1 +1,38 @@
-//! machine
+//! One virtual machine on QEMU, swtpm and OVMF, its state at rest under one transport key.
+//!
+//! | Module | Subject |
+//! |---|---|
+//! | [`spec`] | what a VM is made of, checked |
+//! | [`accel`] | whether KVM can be used here, and why |
+//! | [`record`] | the sealed record: identity, policy and devices, under AES-256-GCM |
+//! | [`state`] | a slot: record, UEFI variables and vTPM under keys from one transport key |
+//! | [`qemu`] | typed spec to QEMU command line; pure |
+//! | [`disk`] | what a disk image must not bring along, and its description for QEMU |
+//! | [`tap`] | a VM's port on a virtual switch |
+//! | [`running`] | a live VM |
+//!
+//! Secrets reach the child processes through pipes that they inherit, never through an argument,
+//! an environment variable or a file.
+
+pub mod accel;
+pub mod disk;
+mod error;
+mod orphan;
+mod process;
+pub mod qemu;
+mod qmp;
+pub mod record;
+pub mod running;
+pub mod spec;
+pub mod state;
+mod swtpm;
+mod swtpm_ctrl;
+pub mod tap;
+
+pub use error::Error;
+pub use orphan::{end_orphan, find_qemu};
+pub use running::{Exit, Running, StartOptions};
+pub use spec::{DiskFormat, DiskSpec, Firmware, NicSpec, Policy, VmSpec};
+
+/// Result of this crate's operations.
+pub type Result<T> = std::result::Result<T, Error>;

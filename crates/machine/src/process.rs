@@ -1,0 +1,204 @@
+//! Starting child processes: only the descriptors they need, no environment, no core dump, and
+//! what they say kept within bounds.
+
+use std::collections::VecDeque;
+use std::ffi::OsString;
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use command_fds::{CommandFdExt, FdMapping};
+
+use rustix::process::{Resource, Rlimit};
+use tokio::io::AsyncReadExt;
+use tokio::process::{Child, ChildStderr, Command};
+
+use crate::{Error, Result};
+
+pub(crate) const QEMU: &str = "qemu-system-x86_64";
+pub(crate) const QEMU_IMG: &str = "qemu-img";
+pub(crate) const SWTPM: &str = "swtpm";
+pub(crate) const IP: &str = "ip";
+
+/// A guest can make QEMU write warnings; a log file stops growing here (bytes).
+const MAX_LOG: usize = 1 << 20;
+/// What is kept of the end of it for error messages (bytes).
+const TAIL: usize = 2048;
+/// How long to wait for the end of a log after its writer has died.
+const LOG_END: Duration = Duration::from_secs(1);
+
+/// A program to start. Descriptors are given by the numbers they get in it.
+pub(crate) struct Program<'a> {
+    pub(crate) name: &'static str,
+    pub(crate) args: Vec<OsString>,
+    pub(crate) fds: Vec<(OwnedFd, i32)>,
+    pub(crate) current_dir: Option<&'a Path>,
+    /// Where its standard error goes, bounded; without one only the end is kept.
+    pub(crate) log: Option<PathBuf>,
+}
+
+/// A started program. Killed when dropped.
+pub(crate) struct Process {
+    pub(crate) name: &'static str,
+    pub(crate) child: Child,
+    tail: Arc<Mutex<VecDeque<u8>>>,
+    log_task: tokio::task::JoinHandle<()>,
+}
+
+impl Program<'_> {
+    pub(crate) fn spawn(self) -> Result<Process> {
+        no_core_dumps()?;
+        let mut command = Command::new(self.name);
+        command
+            .args(&self.args)
+            .env_clear()
+            .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+            .env("LC_ALL", "C")
+            // Its own group: an interrupt from the terminal is the agent's affair, not the VM's.
+            .process_group(0)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true);
+        if let Some(dir) = self.current_dir {
+            command.current_dir(dir);
+        }
+        let mappings = self.fds.into_iter().map(|(parent_fd, child_fd)| FdMapping { parent_fd, child_fd }).collect();
+        command
+            .fd_mappings(mappings)
+            .map_err(|e| Error::System { operation: "pass descriptors on", source: std::io::Error::other(e) })?;
+        let log = match &self.log {
+            Some(path) => Some(open_log(path)?),
+            None => None,
+        };
+        let mut child = command.spawn().map_err(|source| Error::ToolMissing { program: self.name, source })?;
+        let tail = Arc::new(Mutex::new(VecDeque::new()));
+        let stderr = child.stderr.take();
+        let log_task = tokio::spawn(keep_log(stderr, log, Arc::clone(&tail)));
+        Ok(Process { name: self.name, child, tail, log_task })
+    }
+}
+
+impl Process {
+    /// Waits for the end; anything but exit code 0 is an error with the end of the log.
+    pub(crate) async fn finish(mut self, deadline: Duration) -> Result<()> {
+        let Ok(status) = tokio::time::timeout(deadline, self.child.wait()).await else {
+            self.kill().await;
+            return Err(Error::Deadline { what: self.name, seconds: deadline.as_secs() });
+        };
+        let status = status.map_err(Error::system("wait for a child process"))?;
+        if status.success() {
+            return Ok(());
+        }
+        Err(self.failure(status.to_string()).await)
+    }
+
+    /// Kills and reaps.
+    pub(crate) async fn kill(&mut self) {
+        if let Err(error) = self.child.kill().await {
+            tracing::debug!(program = self.name, %error, "already ended");
+        }
+    }
+
+    pub(crate) async fn failure(&mut self, status: String) -> Error {
+        Error::Tool { program: self.name, status, log: self.tail().await }
+    }
+
+    /// The end of what it said on standard error, after it has ended.
+    pub(crate) async fn tail(&mut self) -> String {
+        let _ = tokio::time::timeout(LOG_END, &mut self.log_task).await;
+        let tail = self.tail.lock().unwrap_or_else(PoisonError::into_inner);
+        let bytes: Vec<u8> = tail.iter().copied().collect();
+        String::from_utf8_lossy(&bytes).trim().to_owned()
+    }
+}
+
+fn open_log(path: &Path) -> Result<File> {
+    OpenOptions::new()
+        .create(true)
+        .write(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(path)
+        .map_err(Error::io("create the log", path))
+}
+
+async fn keep_log(stderr: Option<ChildStderr>, mut log: Option<File>, tail: Arc<Mutex<VecDeque<u8>>>) {
+    let Some(mut stderr) = stderr else { return };
+    let mut room = MAX_LOG;
+    let mut buffer = [0; 4096];
+    while let Ok(n @ 1..) = stderr.read(&mut buffer).await {
+        let said = &buffer[..n];
+        if let Some(file) = &mut log {
+            let kept = &said[..n.min(room)];
+            room -= kept.len();
+            if let Err(error) = file.write_all(kept) {
+                tracing::warn!(%error, "a VM's log cannot be written");
+                log = None;
+            }
+        }
+        let mut tail = tail.lock().unwrap_or_else(PoisonError::into_inner);
+        tail.extend(said);
+        let excess = tail.len().saturating_sub(TAIL);
+        tail.drain(..excess);
+    }
+}
+
+/// A pipe that holds `secret` and then ends. The reader sees it once; no file ever holds it.
+pub(crate) fn secret_pipe(secret: &[u8]) -> Result<OwnedFd> {
+    let (read, write) =
+        rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(Error::system("make a pipe"))?;
+    // far below a pipe's capacity, so this does not block
+    File::from(write).write_all(secret).map_err(Error::system("write to a pipe"))?;
+    Ok(read)
+}
+
+/// Children inherit the limit. A VM's memory and keys must not end in a core file; this process
+/// holds keys too.
+fn no_core_dumps() -> Result<()> {
+    rustix::process::setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })
+        .map_err(Error::system("forbid core dumps"))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    fn shell(script: &str, log: Option<PathBuf>, fds: Vec<(OwnedFd, i32)>) -> Process {
+        Program { name: "sh", args: vec!["-c".into(), script.into()], fds, current_dir: None, log }.spawn().unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_child_gets_its_descriptor_no_environment_and_no_core() {
+        let pipe = secret_pipe(b"hush").unwrap();
+        let script = r#"test "$(cat <&7)" = hush && test -z "$HOME$CARGO_HOME" && test "$(ulimit -c)" = 0"#;
+        let child = shell(script, None, vec![(pipe, 7)]);
+        child.finish(Duration::from_secs(10)).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_failure_carries_the_end_of_a_bounded_log() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("log");
+        let script = "yes | head -c 3000000 >&2; echo last words >&2; exit 3";
+        let error = shell(script, Some(log.clone()), vec![]).finish(Duration::from_secs(30)).await.unwrap_err();
+        assert!(error.to_string().contains("last words"), "{error}");
+        assert!(error.to_string().len() < TAIL + 100);
+        let metadata = std::fs::metadata(log).unwrap();
+        assert_eq!(metadata.len(), MAX_LOG as u64);
+        assert_eq!(metadata.permissions().mode() & 0o777, 0o600);
+    }
+
+    #[tokio::test]
+    async fn a_deadline_kills() {
+        let error = shell("sleep 60", None, vec![]).finish(Duration::from_millis(50)).await.unwrap_err();
+        assert!(matches!(error, Error::Deadline { .. }));
+    }
+}

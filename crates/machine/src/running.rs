@@ -1,0 +1,487 @@
+//! A live VM: QEMU and swtpm, and the only control channel to them.
+//!
+//! ```text
+//! start ── QEMU greets, runs, has no forbidden device ──> running ── guest off ──────> ended
+//!   └── anything fails ──> both killed                      ├──────── kill, dropped ──> ended
+//!                                                           └──────── either dies ────> ended
+//! ```
+//! One task owns both processes. Whichever ends first, the other is ended and both are reaped, and
+//! the network ports are removed.
+
+use std::fs::DirBuilder;
+use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::net::UnixStream as StdStream;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use key_protector::TransportKey;
+use serde_json::json;
+use tokio::net::UnixStream;
+use tokio::sync::{broadcast, mpsc, watch};
+use tokio::time::Instant;
+
+use crate::accel::Verdict;
+use crate::process::{Process, Program, QEMU};
+use crate::qemu::{self, Fds, HOT_PORTS, Launch};
+use crate::qmp::{Command, Qmp};
+use crate::record::SealedRecord;
+use crate::spec::{DiskSpec, Policy, VmSpec};
+use crate::{Error, Result, disk, state, swtpm, tap};
+
+/// How a VM is started, beside what it is.
+#[derive(Clone, Debug)]
+pub struct StartOptions {
+    pub accel: Verdict,
+    /// Gets `qemu.log` and `swtpm.log`; made if missing.
+    pub log_dir: PathBuf,
+    /// A serial console. Refused for a shielded VM.
+    pub console: bool,
+}
+
+/// How a VM ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Exit {
+    /// The guest switched itself off, or was asked to.
+    pub clean: bool,
+    /// For people.
+    pub reason: String,
+}
+
+/// From QEMU's start to its control channel's greeting; minutes would mean that it hangs.
+const START: Duration = Duration::from_secs(60);
+/// A guest acknowledges the unplugging of a PCIe device after five seconds at the earliest.
+const DETACH: Duration = Duration::from_secs(60);
+/// A guest that was still booting missed the power button; it is pressed again.
+const PRESS_AGAIN: Duration = Duration::from_secs(10);
+const SWTPM_END: Duration = Duration::from_secs(5);
+
+/// A live VM. Dropping it cuts the power.
+pub struct Running {
+    qmp: Qmp,
+    pid: u32,
+    kill: mpsc::Sender<()>,
+    exit: watch::Receiver<Option<Exit>>,
+    console: Option<UnixStream>,
+    disks: Mutex<Disks>,
+}
+
+/// The disks that the VM has now.
+struct Disks {
+    attached: Vec<Attached>,
+    /// Node and device names are never used twice.
+    next_index: usize,
+    free_ports: Vec<usize>,
+}
+
+struct Attached {
+    serial: String,
+    index: usize,
+    port: usize,
+    /// In the sealed record: part of the VM, cannot be taken out.
+    sealed: bool,
+    /// An operation on it is under way.
+    busy: bool,
+}
+
+impl Running {
+    /// Starts the VM `spec` on the state in `slot`, which `key` opens and whose record is `record`.
+    /// Disks behind the record's own are attached too and can be detached again.
+    ///
+    /// # Errors
+    /// [`Error::RecordMismatch`] when `spec` is not what was sealed; [`Error::Policy`]; whatever
+    /// keeps QEMU or swtpm from starting, with the end of their logs. Nothing is left running.
+    pub async fn start(
+        spec: &VmSpec,
+        slot: &Path,
+        key: &TransportKey,
+        record: &SealedRecord,
+        options: StartOptions,
+    ) -> Result<Self> {
+        spec.validate()?;
+        record.check(spec)?;
+        if options.console && record.policy == Policy::Shielded {
+            return Err(Error::Policy { what: "a console".into() });
+        }
+        let vtpm = slot.join(state::VTPM);
+        swtpm::require_state(&vtpm)?;
+        let disks = spec.disks.iter().map(disk::check).collect::<Result<Vec<_>>>()?;
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&options.log_dir)
+            .map_err(Error::io("create", &options.log_dir))?;
+
+        let mut ports = Ports::default();
+        if let Err(error) = ports.plug(spec).await {
+            ports.unplug().await;
+            return Err(error);
+        }
+        let parts = match launch(spec, slot, key, &options, &disks, &ports.taps) {
+            Ok(parts) => parts,
+            Err(error) => {
+                ports.unplug().await;
+                return Err(error);
+            }
+        };
+        let (exit_sender, mut exit) = watch::channel(None);
+        let (kill, killed) = mpsc::channel(1);
+        let pid = parts.qemu.child.id().unwrap_or_default();
+        tokio::spawn(supervise(parts.qemu, parts.swtpm, ports, killed, exit_sender));
+
+        match greet(parts.qmp, options.console).await {
+            Ok(qmp) => {
+                Ok(Self { qmp, pid, kill, exit, console: parts.console, disks: Mutex::new(Disks::new(spec, record)) })
+            }
+            Err(error) => {
+                // If QEMU is ending by itself, its own words are wanted rather than "killed".
+                if matches!(error, Error::QmpClosed) {
+                    let _ = tokio::time::timeout(SWTPM_END, ended(&mut exit)).await;
+                }
+                drop(kill);
+                let exit = ended(&mut exit).await;
+                Err(match error {
+                    Error::QmpClosed => Error::Ended { reason: exit.reason },
+                    error => error,
+                })
+            }
+        }
+    }
+
+    /// QEMU's process id.
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    pub fn is_alive(&self) -> bool {
+        self.exit.borrow().is_none()
+    }
+
+    /// The serial console, once, if the VM has one.
+    pub fn take_console(&mut self) -> Option<UnixStream> {
+        self.console.take()
+    }
+
+    /// Waits for the VM's end.
+    pub async fn wait(&self) -> Exit {
+        ended(&mut self.exit.clone()).await
+    }
+
+    /// Cuts the power and waits until both processes are gone.
+    pub async fn kill(&self) {
+        // full or closed: it is being killed, or has ended
+        let _ = self.kill.try_send(());
+        self.wait().await;
+    }
+
+    /// Asks the guest to switch off and waits. After an error the VM still runs.
+    ///
+    /// # Errors
+    /// [`Error::Deadline`] when the guest does not comply in time.
+    pub async fn shutdown(&self, deadline: Duration) -> Result<Exit> {
+        let late = || Error::Deadline { what: "the guest's shutdown", seconds: deadline.as_secs() };
+        let end = Instant::now() + deadline;
+        loop {
+            match self.qmp.execute(Command::SystemPowerdown, json!({})).await {
+                // it may have switched itself off in this moment
+                Ok(_) | Err(Error::QmpClosed) => {}
+                Err(error) => return Err(error),
+            }
+            let until = end.min(Instant::now() + PRESS_AGAIN);
+            if let Ok(exit) = tokio::time::timeout_at(until, self.wait()).await {
+                return Ok(exit);
+            }
+            if Instant::now() >= end {
+                return Err(late());
+            }
+        }
+    }
+
+    /// Whether a disk with this serial number is attached.
+    pub fn has_disk(&self, serial: &str) -> bool {
+        self.disks().attached.iter().any(|d| d.serial == serial)
+    }
+
+    /// Attaches a disk to the running VM.
+    ///
+    /// # Errors
+    /// [`Error::NoFreePort`]; [`Error::DiskImage`] for an image that must not be used; QEMU's refusal.
+    pub async fn attach_disk(&self, spec: &DiskSpec) -> Result<()> {
+        let checked = disk::check(spec)?;
+        let (index, port) = self.disks().reserve(spec)?;
+        let node = qemu::disk_node(index);
+        let result = async {
+            self.qmp.execute(Command::BlockdevAdd, checked.blockdev(&node)).await?;
+            let device = qemu::disk_device(&checked, index, port);
+            let plugged = self.qmp.execute(Command::DeviceAdd, device).await;
+            if plugged.is_err() {
+                self.drop_node(&node).await;
+            }
+            plugged
+        }
+        .await;
+        self.disks().settle(index, result.is_ok());
+        result.map(|_| ())
+    }
+
+    /// Takes a disk out of the running VM, when the guest lets go of it.
+    ///
+    /// # Errors
+    /// [`Error::Deadline`] when the guest does not; [`Error::DiskAttachment`] for a disk that is not
+    /// attached or is part of the VM.
+    pub async fn detach_disk(&self, serial: &str) -> Result<()> {
+        let index = self.disks().claim(serial)?;
+        let result = self.unplug(index).await;
+        self.disks().settle(index, result.is_err());
+        result
+    }
+
+    async fn unplug(&self, index: usize) -> Result<()> {
+        let id = qemu::disk_id(index);
+        let mut events = self.qmp.events();
+        match self.qmp.execute(Command::DeviceDel, json!({"id": id})).await {
+            Ok(_) => {}
+            // asked before and still waiting for the guest
+            Err(Error::Qmp { description, .. }) if description.contains("in the process of unplug") => {}
+            Err(error) => return Err(error),
+        }
+        let gone = async {
+            loop {
+                match events.recv().await {
+                    Ok(event) if event.name == "DEVICE_DELETED" && event.data["device"] == id.as_str() => {
+                        return Ok(());
+                    }
+                    Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => {}
+                    Err(broadcast::error::RecvError::Closed) => return Err(Error::QmpClosed),
+                }
+            }
+        };
+        tokio::select! {
+            gone = tokio::time::timeout(DETACH, gone) => gone.map_err(|_| Error::Deadline {
+                what: "the guest's release of a disk",
+                seconds: DETACH.as_secs(),
+            })??,
+            exit = self.wait() => return Err(Error::Ended { reason: exit.reason }),
+        }
+        self.qmp.execute(Command::BlockdevDel, json!({"node-name": qemu::disk_node(index)})).await.map(|_| ())
+    }
+
+    async fn drop_node(&self, node: &str) {
+        let arguments = json!({"node-name": node});
+        if let Err(error) = self.qmp.execute(Command::BlockdevDel, arguments).await {
+            tracing::warn!(node, %error, "QEMU keeps a disk image open");
+        }
+    }
+
+    fn disks(&self) -> std::sync::MutexGuard<'_, Disks> {
+        self.disks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Disks {
+    fn new(spec: &VmSpec, record: &SealedRecord) -> Self {
+        let used = spec.disks.len();
+        let first_hot = used + spec.nics.len();
+        Self {
+            attached: spec
+                .disks
+                .iter()
+                .enumerate()
+                .map(|(index, disk)| Attached {
+                    serial: disk.serial.clone(),
+                    index,
+                    port: index,
+                    sealed: index < record.disks.len(),
+                    busy: false,
+                })
+                .collect(),
+            next_index: used,
+            free_ports: (first_hot..first_hot + HOT_PORTS).rev().collect(),
+        }
+    }
+
+    fn reserve(&mut self, spec: &DiskSpec) -> Result<(usize, usize)> {
+        let seen = spec.serial_seen();
+        if self.attached.iter().any(|d| d.serial.starts_with(seen)) {
+            return Err(Error::DiskAttachment {
+                serial: spec.serial.clone(),
+                reason: "a disk with this serial number is attached already",
+            });
+        }
+        let port = self.free_ports.pop().ok_or(Error::NoFreePort)?;
+        let index = self.next_index;
+        self.next_index += 1;
+        self.attached.push(Attached { serial: spec.serial.clone(), index, port, sealed: false, busy: true });
+        Ok((index, port))
+    }
+
+    fn claim(&mut self, serial: &str) -> Result<usize> {
+        let refuse = |reason| Error::DiskAttachment { serial: serial.to_owned(), reason };
+        let disk = self.attached.iter_mut().find(|d| d.serial == serial).ok_or_else(|| refuse("is not attached"))?;
+        if disk.sealed {
+            return Err(refuse("is part of the VM and cannot be taken out"));
+        }
+        if disk.busy {
+            return Err(refuse("is being attached or detached"));
+        }
+        disk.busy = true;
+        Ok(disk.index)
+    }
+
+    /// Ends an operation: the disk is attached now, or it is gone and its port free.
+    fn settle(&mut self, index: usize, attached: bool) {
+        let Some(at) = self.attached.iter().position(|d| d.index == index) else {
+            return;
+        };
+        if attached {
+            self.attached[at].busy = false;
+        } else {
+            let gone = self.attached.remove(at);
+            self.free_ports.push(gone.port);
+        }
+    }
+}
+
+/// Network ports that exist because of this VM.
+#[derive(Default)]
+struct Ports {
+    taps: Vec<String>,
+}
+
+impl Ports {
+    async fn plug(&mut self, spec: &VmSpec) -> Result<()> {
+        for (index, nic) in spec.nics.iter().enumerate() {
+            let name = tap::tap_name(spec.id, index);
+            tap::create(&name, &nic.switch).await?;
+            self.taps.push(name);
+        }
+        Ok(())
+    }
+
+    async fn unplug(self) {
+        for name in &self.taps {
+            tap::remove(name).await;
+        }
+    }
+}
+
+struct Parts {
+    qemu: Process,
+    swtpm: Process,
+    qmp: UnixStream,
+    console: Option<UnixStream>,
+}
+
+fn launch(
+    spec: &VmSpec,
+    slot: &Path,
+    key: &TransportKey,
+    options: &StartOptions,
+    disks: &[disk::CheckedDisk],
+    taps: &[String],
+) -> Result<Parts> {
+    const FDS: Fds = Fds { qmp: 3, tpm: 4, vars_key: 5, console: Some(6) };
+    let slot = std::path::absolute(slot).map_err(Error::io("find", slot))?;
+    let fds = Fds { console: FDS.console.filter(|_| options.console), ..FDS };
+    let args = qemu::argv(&Launch { spec, disks, taps, vars: &slot.join(state::VARS), accel: &options.accel, fds })?;
+    let (tpm, tpm_control) = StdStream::pair().map_err(Error::system("make a socket pair"))?;
+    let (qmp, qmp_theirs) = our_pair()?;
+    let mut inherited =
+        vec![(qmp_theirs.into(), fds.qmp), (tpm.into(), fds.tpm), (state::vars_secret(key)?, fds.vars_key)];
+    let console = match fds.console {
+        None => None,
+        Some(number) => {
+            let (ours, theirs) = our_pair()?;
+            inherited.push((theirs.into(), number));
+            Some(ours)
+        }
+    };
+    let log = |name: &str| Some(options.log_dir.join(name));
+    let swtpm = swtpm::spawn(&slot.join(state::VTPM), key, tpm_control.into(), log("swtpm.log"))?;
+    let qemu = Program { name: QEMU, args, fds: inherited, current_dir: None, log: log("qemu.log") }.spawn()?;
+    Ok(Parts { qemu, swtpm, qmp, console })
+}
+
+/// A socket pair without a name in any file system: our end, and the one to pass on.
+fn our_pair() -> Result<(UnixStream, StdStream)> {
+    let (ours, theirs) = StdStream::pair().map_err(Error::system("make a socket pair"))?;
+    ours.set_nonblocking(true).map_err(Error::system("set up a socket"))?;
+    let ours = UnixStream::from_std(ours).map_err(Error::system("set up a socket"))?;
+    Ok((ours, theirs))
+}
+
+/// Waits until QEMU runs the guest, and asks it what channels to the outside it has: what counts is
+/// what QEMU made of its command line.
+async fn greet(stream: UnixStream, console: bool) -> Result<Qmp> {
+    let work = async {
+        let qmp = Qmp::connect(stream).await?;
+        let wanted = qemu::chardevs(console);
+        let found = qmp.execute(Command::QueryChardev, json!({})).await?;
+        let labels = found.as_array().ok_or(Error::QmpProtocol { reason: "no list of character devices" })?;
+        for label in labels.iter().map(|device| device["label"].as_str()) {
+            if !label.is_some_and(|l| wanted.contains(&l)) {
+                return Err(Error::Policy {
+                    what: format!("the character device {}", label.unwrap_or("without a name")),
+                });
+            }
+        }
+        loop {
+            let status = qmp.execute(Command::QueryStatus, json!({})).await?;
+            match status["status"].as_str() {
+                Some("running") => return Ok(qmp),
+                Some("prelaunch") => tokio::time::sleep(Duration::from_millis(50)).await,
+                other => {
+                    return Err(Error::Ended { reason: format!("QEMU is {}", other.unwrap_or("in no state")) });
+                }
+            }
+        }
+    };
+    tokio::time::timeout(START, work)
+        .await
+        .map_err(|_| Error::Deadline { what: "QEMU's start", seconds: START.as_secs() })?
+}
+
+async fn ended(exit: &mut watch::Receiver<Option<Exit>>) -> Exit {
+    match exit.wait_for(Option::is_some).await {
+        Ok(exit) => exit.clone(),
+        Err(_) => None,
+    }
+    .unwrap_or_else(|| Exit { clean: false, reason: "its supervisor is gone".into() })
+}
+
+async fn supervise(
+    mut qemu: Process,
+    mut swtpm: Process,
+    ports: Ports,
+    mut killed: mpsc::Receiver<()>,
+    exit: watch::Sender<Option<Exit>>,
+) {
+    let outcome = tokio::select! {
+        status = qemu.child.wait() => Some(status),
+        status = swtpm.child.wait() => {
+            qemu.kill().await;
+            let status = status.map_or_else(|e| e.to_string(), |s| s.to_string());
+            let reason = swtpm.failure(status).await.to_string();
+            ports.unplug().await;
+            exit.send_replace(Some(Exit { clean: false, reason }));
+            return;
+        }
+        // a message, or the VM's handle was dropped
+        _ = killed.recv() => None,
+    };
+    if outcome.is_none() {
+        qemu.kill().await;
+    }
+    // It ends by itself once QEMU is gone.
+    if tokio::time::timeout(SWTPM_END, swtpm.child.wait()).await.is_err() {
+        swtpm.kill().await;
+    }
+    ports.unplug().await;
+    let result = match outcome {
+        None => Exit { clean: false, reason: "its power was cut".into() },
+        Some(Ok(status)) if status.success() => Exit { clean: true, reason: "the guest switched off".into() },
+        Some(Ok(status)) => Exit { clean: false, reason: qemu.failure(status.to_string()).await.to_string() },
+        Some(Err(error)) => Exit { clean: false, reason: error.to_string() },
+    };
+    exit.send_replace(Some(result));
+}

@@ -1,0 +1,337 @@
+//! What a VM is made of. Everything here comes from a file or a request and is checked by
+//! [`VmSpec::validate`] before any of it reaches a command line.
+
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::{Error, Result};
+
+/// The security policy (DESIGN section 5).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Policy {
+    /// No console, no serial port, no keyboard, no debugger.
+    Shielded,
+    /// State is encrypted the same way; a console may be had.
+    EncryptionSupported,
+}
+
+impl std::fmt::Display for Policy {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Shielded => "shielded",
+            Self::EncryptionSupported => "encryption-supported",
+        })
+    }
+}
+
+/// One VM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VmSpec {
+    pub id: Uuid,
+    /// `[a-z0-9][a-z0-9-]{0,62}`.
+    pub name: String,
+    /// MiB.
+    pub memory_mib: u32,
+    pub vcpus: u32,
+    /// The guest can run virtual machines of its own.
+    pub nested: bool,
+    pub policy: Policy,
+    /// The first one boots.
+    pub disks: Vec<DiskSpec>,
+    pub nics: Vec<NicSpec>,
+    pub firmware: Firmware,
+}
+
+/// A disk's image format.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DiskFormat {
+    Raw,
+    Qcow2,
+    Vhdx,
+}
+
+impl DiskFormat {
+    /// QEMU's name for it.
+    pub fn driver(self) -> &'static str {
+        match self {
+            Self::Raw => "raw",
+            Self::Qcow2 => "qcow2",
+            Self::Vhdx => "vhdx",
+        }
+    }
+}
+
+/// A disk: an image file and how the guest sees it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DiskSpec {
+    /// Absolute.
+    pub path: PathBuf,
+    pub format: DiskFormat,
+    /// `[A-Za-z0-9-]{1,36}`. A guest sees the first [`DiskSpec::SERIAL_SEEN`] characters.
+    pub serial: String,
+    /// Size that the guest sees, in bytes.
+    pub size: u64,
+}
+
+impl DiskSpec {
+    /// How much of a serial number virtio-blk shows (`VIRTIO_BLK_ID_BYTES`).
+    pub const SERIAL_SEEN: usize = 20;
+}
+
+/// A network card on a virtual switch.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NicSpec {
+    /// Name of a Linux bridge.
+    pub switch: String,
+    /// `xx:xx:xx:xx:xx:xx` in lower case, unicast.
+    pub mac: String,
+}
+
+/// OVMF, the build with Secure Boot and SMM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Firmware {
+    pub code: PathBuf,
+    /// Variables that a new VM starts with (keys of Secure Boot enrolled).
+    pub vars_template: PathBuf,
+}
+
+impl Firmware {
+    /// The distribution's OVMF with Secure Boot, SMM and Microsoft's keys.
+    ///
+    /// # Errors
+    /// [`Error::Firmware`] when none is installed.
+    pub fn find() -> Result<Self> {
+        FIRMWARE
+            .iter()
+            .map(|(code, vars)| Self { code: code.into(), vars_template: vars.into() })
+            .find(|f| f.code.is_file() && f.vars_template.is_file())
+            .ok_or(Error::Firmware)
+    }
+}
+
+/// Code and variables: where Debian's and Fedora's packages have them.
+const FIRMWARE: [(&str, &str); 3] = [
+    ("/usr/share/OVMF/OVMF_CODE_4M.ms.fd", "/usr/share/OVMF/OVMF_VARS_4M.ms.fd"),
+    ("/usr/share/OVMF/OVMF_CODE_4M.secboot.fd", "/usr/share/OVMF/OVMF_VARS_4M.ms.fd"),
+    ("/usr/share/edk2/ovmf/OVMF_CODE.secboot.fd", "/usr/share/edk2/ovmf/OVMF_VARS.secboot.fd"),
+];
+
+const MEMORY_MIB: std::ops::RangeInclusive<u32> = 64..=1024 * 1024;
+const VCPUS: std::ops::RangeInclusive<u32> = 1..=255;
+const MAX_DISKS: usize = 64;
+const MAX_NICS: usize = 8;
+/// One past the largest disk: 64 TiB, the limit of VHDX.
+const MAX_DISK_SIZE: u64 = 64 << 40;
+const SECTOR: u64 = 512;
+
+fn refuse<T>(field: &'static str, reason: impl Into<String>) -> Result<T> {
+    Err(Error::Spec { field, reason: reason.into() })
+}
+
+impl VmSpec {
+    /// Checks every rule that the fields' docs state.
+    pub fn validate(&self) -> Result<()> {
+        check_name(&self.name)?;
+        if !MEMORY_MIB.contains(&self.memory_mib) {
+            return refuse("memory_mib", "is outside 64 MiB to 1 TiB");
+        }
+        if !VCPUS.contains(&self.vcpus) {
+            return refuse("vcpus", "is outside 1 to 255");
+        }
+        if self.disks.is_empty() || self.disks.len() > MAX_DISKS {
+            return refuse("disks", "must be 1 to 64");
+        }
+        if self.nics.len() > MAX_NICS {
+            return refuse("nics", "must be at most 8");
+        }
+        let mut seen = HashSet::new();
+        for disk in &self.disks {
+            disk.validate()?;
+            if !seen.insert(disk.serial_seen()) {
+                return refuse("disks", "have two serial numbers that a guest sees as one");
+            }
+        }
+        let mut macs = HashSet::new();
+        for nic in &self.nics {
+            nic.validate()?;
+            if !macs.insert(nic.mac.as_str()) {
+                return refuse("nics", "have one MAC address twice");
+            }
+        }
+        check_path("firmware.code", &self.firmware.code)?;
+        check_path("firmware.vars_template", &self.firmware.vars_template)
+    }
+}
+
+impl DiskSpec {
+    /// Checks every rule that the fields' docs state.
+    pub fn validate(&self) -> Result<()> {
+        check_path("disk path", &self.path)?;
+        let serial = self.serial.as_bytes();
+        if !(1..=36).contains(&serial.len()) || !serial.iter().all(|c| c.is_ascii_alphanumeric() || *c == b'-') {
+            return refuse("disk serial", "must be 1 to 36 of A-Z a-z 0-9 and -");
+        }
+        if self.size == 0 || self.size > MAX_DISK_SIZE || !self.size.is_multiple_of(SECTOR) {
+            return refuse("disk size", "must be whole sectors, 512 bytes to 64 TiB");
+        }
+        Ok(())
+    }
+
+    /// The part of the serial number that a guest sees.
+    pub fn serial_seen(&self) -> &str {
+        // ASCII, by `validate`; a caller without it gets the whole
+        self.serial.get(..Self::SERIAL_SEEN).unwrap_or(&self.serial)
+    }
+}
+
+impl NicSpec {
+    /// Checks every rule that the fields' docs state.
+    pub fn validate(&self) -> Result<()> {
+        check_switch_name(&self.switch)?;
+        let octets: Vec<&str> = self.mac.split(':').collect();
+        let well_formed = octets.len() == 6
+            && octets.iter().all(|o| o.len() == 2 && o.bytes().all(|c| matches!(c, b'0'..=b'9' | b'a'..=b'f')));
+        if !well_formed {
+            return refuse("nic mac", "must be six lower-case hex octets, xx:xx:xx:xx:xx:xx");
+        }
+        let first = u8::from_str_radix(octets[0], 16).unwrap_or(1);
+        if first & 1 == 1 || self.mac == "00:00:00:00:00:00" {
+            return refuse("nic mac", "must be a unicast address");
+        }
+        Ok(())
+    }
+}
+
+/// Checks a VM's name, which is also a directory's name: `[a-z0-9][a-z0-9-]{0,62}`.
+pub fn check_name(name: &str) -> Result<()> {
+    let bytes = name.as_bytes();
+    let ok = (1..=63).contains(&bytes.len())
+        && bytes[0] != b'-'
+        && bytes.iter().all(|c| matches!(c, b'a'..=b'z' | b'0'..=b'9' | b'-'));
+    if !ok {
+        return refuse("name", "must be 1 to 63 of a-z, 0-9 and -, not starting with -");
+    }
+    Ok(())
+}
+
+/// Checks the name of a bridge: a network interface's name that is also a path component.
+pub fn check_switch_name(name: &str) -> Result<()> {
+    let ok = (1..=15).contains(&name.len())
+        && !name.starts_with(['.', '-'])
+        && name.bytes().all(|c| c.is_ascii_alphanumeric() || matches!(c, b'_' | b'.' | b'-'));
+    if !ok {
+        return refuse("switch", "must be 1 to 15 of A-Z a-z 0-9 _ . and -, not starting with . or -");
+    }
+    Ok(())
+}
+
+/// Paths go to QEMU inside JSON: they must be text. Absolute, so that none is taken for a
+/// protocol (`nbd:...`) or an option.
+fn check_path(field: &'static str, path: &Path) -> Result<()> {
+    let Some(text) = path.to_str() else {
+        return refuse(field, "is not UTF-8");
+    };
+    if !path.is_absolute() {
+        return refuse(field, "is not absolute");
+    }
+    if text.len() > 4096 || text.chars().any(char::is_control) {
+        return refuse(field, "is too long or has control characters");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn spec() -> VmSpec {
+        VmSpec {
+            id: Uuid::from_u128(7),
+            name: "db-1".into(),
+            memory_mib: 512,
+            vcpus: 1,
+            nested: false,
+            policy: Policy::Shielded,
+            disks: vec![DiskSpec {
+                path: "/vm/a.qcow2".into(),
+                format: DiskFormat::Qcow2,
+                serial: "root".into(),
+                size: 1 << 30,
+            }],
+            nics: vec![NicSpec { switch: "br0".into(), mac: "52:54:00:00:00:01".into() }],
+            firmware: Firmware { code: "/fw/code".into(), vars_template: "/fw/vars".into() },
+        }
+    }
+
+    #[test]
+    fn a_good_spec_passes_and_survives_json() {
+        let spec = spec();
+        spec.validate().unwrap();
+        let text = serde_json::to_string(&spec).unwrap();
+        assert_eq!(serde_json::from_str::<VmSpec>(&text).unwrap(), spec);
+        assert!(text.contains("\"shielded\""));
+    }
+
+    #[test]
+    fn unknown_fields_are_refused() {
+        let mut value = serde_json::to_value(spec()).unwrap();
+        value["vnc"] = true.into();
+        assert!(serde_json::from_value::<VmSpec>(value).is_err());
+    }
+
+    #[test]
+    fn every_rule_has_a_breaker() {
+        type Break = fn(&mut VmSpec);
+        let cases: &[(&str, Break)] = &[
+            ("name", |s| s.name = "-x".into()),
+            ("name", |s| s.name = "X".into()),
+            ("name", |s| s.name = String::new()),
+            ("name", |s| s.name = "a".repeat(64)),
+            ("memory_mib", |s| s.memory_mib = 63),
+            ("memory_mib", |s| s.memory_mib = 1024 * 1024 + 1),
+            ("vcpus", |s| s.vcpus = 0),
+            ("disks", |s| s.disks.clear()),
+            ("disks", |s| {
+                let mut twin = s.disks[0].clone();
+                s.disks[0].serial = "a".repeat(20) + "1";
+                twin.serial = "a".repeat(20) + "2";
+                s.disks.push(twin);
+            }),
+            ("disks", |s| s.disks = vec![s.disks[0].clone(); 65]),
+            ("disk serial", |s| s.disks[0].serial = "a,b".into()),
+            ("disk serial", |s| s.disks[0].serial = String::new()),
+            ("disk serial", |s| s.disks[0].serial = "a".repeat(37)),
+            ("disk size", |s| s.disks[0].size = 0),
+            ("disk size", |s| s.disks[0].size = 513),
+            ("disk size", |s| s.disks[0].size = u64::MAX),
+            ("disk path", |s| s.disks[0].path = "nbd:host".into()),
+            ("disk path", |s| s.disks[0].path = "/a\nb".into()),
+            ("switch", |s| s.nics[0].switch = "../../etc".into()),
+            ("switch", |s| s.nics[0].switch = "a".repeat(16)),
+            ("switch", |s| s.nics[0].switch = "br0,x".into()),
+            ("nic mac", |s| s.nics[0].mac = "01:00:5e:00:00:01".into()),
+            ("nic mac", |s| s.nics[0].mac = "52:54:00:00:00".into()),
+            ("nic mac", |s| s.nics[0].mac = "52:54:00:00:00:0G".into()),
+            ("nics", |s| s.nics.push(s.nics[0].clone())),
+            ("firmware.code", |s| s.firmware.code = "code".into()),
+        ];
+        for (field, break_it) in cases {
+            let mut broken = spec();
+            break_it(&mut broken);
+            match broken.validate() {
+                Err(Error::Spec { field: f, .. }) => assert_eq!(f, *field),
+                other => panic!("{field}: {other:?}"),
+            }
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! Starting swtpm, and a vTPM's life at rest: made new, or moved to another key.
+
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream as StdStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use key_protector::TransportKey;
+use tokio::net::UnixStream;
+
+use crate::process::{Process, Program, SWTPM, secret_pipe};
+use crate::swtpm_ctrl::Control;
+use crate::{Error, Result};
+
+/// HKDF label of the vTPM's state key.
+pub(crate) const LABEL: &str = "drydock/vtpm/v1";
+/// The file that swtpm keeps a TPM 2.0's permanent state in.
+pub(crate) const STATE_FILE: &str = "tpm2-00.permall";
+
+const CONTROL_FD: i32 = 3;
+const KEY_FD: i32 = 4;
+/// How long swtpm may take to end once its only client is gone.
+const END: Duration = Duration::from_secs(10);
+
+/// swtpm's arguments. It works in the state directory, so that no path needs escaping.
+pub(crate) fn argv() -> Vec<String> {
+    [
+        "socket",
+        "--tpm2",
+        "--ctrl",
+        &format!("type=unixio,clientfd={CONTROL_FD}"),
+        "--tpmstate",
+        "dir=.,mode=0600",
+        "--key",
+        &format!("fd={KEY_FD},format=binary,mode=aes-256-cbc"),
+        "--seccomp",
+        "action=kill",
+        "--terminate",
+    ]
+    .map(str::to_owned)
+    .to_vec()
+}
+
+/// Starts swtpm on the state in `dir`; `control` is its end of a socket pair.
+pub(crate) fn spawn(dir: &Path, key: &TransportKey, control: OwnedFd, log: Option<PathBuf>) -> Result<Process> {
+    let key = secret_pipe(key.derive(LABEL).expose())?;
+    Program {
+        name: SWTPM,
+        args: argv().into_iter().map(Into::into).collect(),
+        fds: vec![(control, CONTROL_FD), (key, KEY_FD)],
+        current_dir: Some(dir),
+        log,
+    }
+    .spawn()
+}
+
+/// That `dir` holds a vTPM. swtpm would silently make a new one where there is none.
+pub(crate) fn require_state(dir: &Path) -> Result<()> {
+    match std::fs::symlink_metadata(dir.join(STATE_FILE)) {
+        Ok(file) if file.is_file() && file.len() > 0 => Ok(()),
+        _ => Err(Error::NoTpmState { path: dir.to_path_buf() }),
+    }
+}
+
+/// Makes a new TPM in the empty directory `dir`.
+pub(crate) async fn manufacture(dir: &Path, key: &TransportKey) -> Result<()> {
+    let mut tpm = Offline::start(dir, key)?;
+    let done = tpm.control.init().await;
+    tpm.stop(done).await?;
+    require_state(dir)
+}
+
+/// Copies the TPM in `from` into the empty directory `to`, under another key. Only the permanent
+/// state: a VM that is off has no other.
+pub(crate) async fn reseal(from: &Path, from_key: &TransportKey, to: &Path, to_key: &TransportKey) -> Result<()> {
+    require_state(from)?;
+    let mut old = Offline::start(from, from_key)?;
+    let state = match old.control.init().await {
+        Ok(()) => old.control.permanent_state().await,
+        Err(error) => Err(error),
+    };
+    let state = old.stop(state).await?;
+    let mut new = Offline::start(to, to_key)?;
+    let done = match new.control.set_permanent_state(&state).await {
+        Ok(()) => new.control.init().await,
+        Err(error) => Err(error),
+    };
+    new.stop(done).await?;
+    require_state(to)
+}
+
+/// A TPM without a VM.
+struct Offline {
+    process: Process,
+    control: Control,
+}
+
+impl Offline {
+    fn start(dir: &Path, key: &TransportKey) -> Result<Self> {
+        let (ours, theirs) = StdStream::pair().map_err(Error::system("make a socket pair"))?;
+        ours.set_nonblocking(true).map_err(Error::system("set up a socket"))?;
+        let control = UnixStream::from_std(ours).map_err(Error::system("set up a socket"))?;
+        Ok(Self { process: spawn(dir, key, theirs.into(), None)?, control: Control::new(control) })
+    }
+
+    /// Ends swtpm in order. After a failure its own words say more than the lost connection.
+    async fn stop<T>(mut self, result: Result<T>) -> Result<T> {
+        match result {
+            Ok(value) => {
+                self.control.shutdown().await?;
+                drop(self.control);
+                self.process.finish(END).await?;
+                Ok(value)
+            }
+            Err(error) => {
+                drop(self.control);
+                let said = tokio::time::timeout(END, self.process.child.wait()).await;
+                self.process.kill().await;
+                let status = match said {
+                    Ok(Ok(status)) => format!("{status}; {error}"),
+                    _ => error.to_string(),
+                };
+                Err(self.process.failure(status).await)
+            }
+        }
+    }
+}

@@ -1,0 +1,103 @@
+//! A VM's port on a virtual switch: a tap interface that is a port of a Linux bridge.
+
+use std::path::Path;
+use std::time::Duration;
+
+use uuid::Uuid;
+
+use crate::process::{IP, Program};
+use crate::spec::check_switch_name;
+use crate::{Error, Result};
+
+const DEADLINE: Duration = Duration::from_secs(10);
+
+/// That `name` is a virtual switch of this machine.
+///
+/// # Errors
+/// [`Error::Switch`] when there is no such interface or it is no bridge.
+pub fn check_switch(name: &str) -> Result<()> {
+    check_switch_name(name)?;
+    let interface = Path::new("/sys/class/net").join(name);
+    let reason = if !interface.exists() {
+        "does not exist on this machine"
+    } else if !interface.join("bridge").is_dir() {
+        "is a network interface, but not a bridge"
+    } else {
+        return Ok(());
+    };
+    Err(Error::Switch { name: name.into(), reason: reason.into() })
+}
+
+/// The tap interface of a VM's `index`th card. The same every time, so that one which a crash left
+/// behind is found again.
+pub fn tap_name(vm: Uuid, index: usize) -> String {
+    let hex = vm.simple().to_string();
+    format!("dd{}{index:02x}", &hex[..10])
+}
+
+/// Makes a tap and plugs it into `switch`.
+pub(crate) async fn create(name: &str, switch: &str) -> Result<()> {
+    check_switch(switch)?;
+    if Path::new("/sys/class/net").join(name).exists() {
+        // Left by a crash. If a VM still holds it, this fails, and rightly.
+        ip(&["tuntap", "del", "dev", name, "mode", "tap"]).await?;
+    }
+    ip(&["tuntap", "add", "dev", name, "mode", "tap"]).await?;
+    let plugged = ip(&["link", "set", "dev", name, "master", switch, "up"]).await;
+    if plugged.is_err() {
+        remove(name).await;
+    }
+    plugged
+}
+
+/// Removes a tap; one that is gone is fine.
+pub(crate) async fn remove(name: &str) {
+    if let Err(error) = ip(&["link", "del", "dev", name]).await {
+        tracing::warn!(name, %error, "cannot remove a VM's network port");
+    }
+}
+
+async fn ip(args: &[&str]) -> Result<()> {
+    Program { name: IP, args: args.iter().map(Into::into).collect(), fds: Vec::new(), current_dir: None, log: None }
+        .spawn()?
+        .finish(DEADLINE)
+        .await
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn what_is_no_switch_is_refused_with_a_reason() {
+        let reason = |name: &str| check_switch(name).unwrap_err().to_string();
+        assert!(reason("dd-none").contains("does not exist"));
+        assert!(reason("lo").contains("not a bridge"));
+        assert!(reason("../lo").contains("must be"));
+    }
+
+    #[test]
+    fn tap_names_fit_and_differ() {
+        let vm = Uuid::from_u128(u128::MAX);
+        assert!(tap_name(vm, 7).len() <= 15);
+        assert_ne!(tap_name(vm, 0), tap_name(vm, 1));
+    }
+
+    #[tokio::test]
+    async fn a_tap_comes_and_goes_even_after_a_crash() {
+        let (bridge, tap) = ("ddtest-br", "ddtest-tap");
+        ip(&["link", "add", bridge, "type", "bridge"]).await.unwrap();
+        let made = async {
+            create(tap, bridge).await?;
+            create(tap, bridge).await
+        }
+        .await;
+        let plugged = Path::new("/sys/class/net/ddtest-br/brif/ddtest-tap").exists();
+        remove(tap).await;
+        let gone = !Path::new("/sys/class/net/ddtest-tap").exists();
+        ip(&["link", "del", bridge]).await.unwrap();
+        made.unwrap();
+        assert!(plugged && gone);
+    }
+}

@@ -1,0 +1,155 @@
+//! What QEMU is told, for each policy and accelerator.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use common::{Sandbox, verdict};
+use machine::accel::{Accel, Verdict};
+use machine::qemu::{self, Fds, HOT_PORTS, Launch};
+use machine::{Error, NicSpec, Policy, VmSpec, disk};
+
+const FDS: Fds = Fds { qmp: 3, tpm: 4, vars_key: 5, console: None };
+
+fn argv(spec: &VmSpec, accel: &Verdict, fds: Fds) -> machine::Result<Vec<String>> {
+    let disks: Vec<_> = spec.disks.iter().map(|d| disk::check(d).unwrap()).collect();
+    let taps: Vec<String> = (0..spec.nics.len()).map(|n| format!("tap{n}")).collect();
+    let launch = Launch { spec, disks: &disks, taps: &taps, vars: "/slot/a,b/vars.luks".as_ref(), accel, fds };
+    let args = qemu::argv(&launch)?;
+    Ok(args.into_iter().map(|a| a.into_string().unwrap()).collect())
+}
+
+fn value<'a>(args: &'a [String], option: &str) -> &'a str {
+    let at = args.iter().position(|a| a == option).unwrap();
+    &args[at + 1]
+}
+
+#[test]
+fn a_shielded_vm_has_no_way_in() {
+    let sandbox = Sandbox::new();
+    let args = argv(&sandbox.spec(Policy::Shielded), &verdict(Accel::Tcg), FDS).unwrap();
+    let line = args.join(" ");
+    for forbidden in [
+        "serial0",
+        "isa-serial",
+        "-serial",
+        "-vnc",
+        "spice",
+        "vga",
+        "usb",
+        "-gdb",
+        "-s ",
+        "-monitor",
+        "hmp",
+        "debug",
+        "qemu-ga",
+        "virtserial",
+        "virtio-serial",
+        "isa-debugcon",
+        "-d ",
+        "-trace",
+        "mode=readline",
+        "password",
+    ] {
+        assert!(!line.contains(forbidden), "{forbidden} in {line}");
+    }
+    assert_eq!(args.iter().filter(|a| *a == "-mon").count(), 1);
+    assert_eq!(args.iter().filter(|a| *a == "-chardev").count(), 2);
+    assert!(!line.contains("server=on") && !line.contains("path="));
+    for needed in [
+        "-nodefaults",
+        "-no-user-config",
+        "driver=cfi.pflash01,property=secure,value=on",
+        "ICH9-LPC.disable_s3=1",
+        "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
+        "secret,id=vars-key,file=/dev/fd/5",
+    ] {
+        assert!(args.iter().any(|a| a == needed), "{needed} not in {line}");
+    }
+    assert!(value(&args, "-machine").contains("smm=on"));
+    assert!(value(&args, "-machine").contains("dump-guest-core=off"));
+    assert_eq!(value(&args, "-display"), "none");
+}
+
+#[test]
+fn a_console_needs_the_lower_policy() {
+    let sandbox = Sandbox::new();
+    let fds = Fds { console: Some(6), ..FDS };
+    let refused = argv(&sandbox.spec(Policy::Shielded), &verdict(Accel::Tcg), fds);
+    assert!(matches!(refused, Err(Error::Policy { .. })));
+    let spec = sandbox.spec(Policy::EncryptionSupported);
+    let args = argv(&spec, &verdict(Accel::Tcg), fds).unwrap();
+    assert!(args.contains(&"isa-serial,chardev=console0".to_owned()));
+    assert!(args.contains(&"socket,id=console0,fd=6".to_owned()));
+    let without = argv(&spec, &verdict(Accel::Tcg), FDS).unwrap();
+    assert!(!without.join(" ").contains("isa-serial"));
+}
+
+#[test]
+fn processors_for_each_accelerator() {
+    let sandbox = Sandbox::new();
+    let ordinary = sandbox.spec(Policy::Shielded);
+    let mut nested = ordinary.clone();
+    nested.nested = true;
+    let inside_tcg = Verdict { outer_tcg: true, ..verdict(Accel::Kvm) };
+    let tcg_in_tcg = Verdict { outer_tcg: true, ..verdict(Accel::Tcg) };
+    let cases = [
+        (&ordinary, verdict(Accel::Tcg), "max,-svm", false),
+        (&ordinary, tcg_in_tcg, "max,-svm", false),
+        (&nested, verdict(Accel::Tcg), "EPYC,+svm,+npt", false),
+        (&ordinary, verdict(Accel::Kvm), "host,-vmx,-svm", false),
+        (&nested, verdict(Accel::Kvm), "host", false),
+        (&ordinary, inside_tcg, "host,-x2apic,-kvm-asyncpf,-kvm-asyncpf-int", true),
+    ];
+    for (spec, accel, cpu, irqchip_off) in cases {
+        let args = argv(spec, &accel, FDS).unwrap();
+        assert_eq!(value(&args, "-cpu"), cpu);
+        let machine = value(&args, "-machine");
+        assert_eq!(machine.contains("kernel-irqchip=off"), irqchip_off);
+        assert!(value(&args, "-accel").starts_with(&accel.accel.to_string()));
+    }
+}
+
+#[test]
+fn awkward_paths_stay_inside_json() {
+    let sandbox = Sandbox::new();
+    let mut spec = sandbox.spec(Policy::Shielded);
+    let path = sandbox.path("a,readonly=off\"b.qcow2");
+    std::fs::copy(&spec.disks[0].path, &path).unwrap();
+    spec.disks[0].path = path.clone();
+    let args = argv(&spec, &verdict(Accel::Tcg), FDS).unwrap();
+    let found = args
+        .iter()
+        .filter_map(|a| serde_json::from_str::<serde_json::Value>(a).ok())
+        .filter(|v| v["file"]["filename"] == path.to_str().unwrap())
+        .count();
+    assert_eq!(found, 1);
+}
+
+#[test]
+fn every_device_has_its_port() {
+    let sandbox = Sandbox::new();
+    let mut spec = sandbox.spec(Policy::Shielded);
+    let first = spec.disks[0].clone();
+    for n in 1..64 {
+        let mut disk = first.clone();
+        disk.serial = format!("disk-{n}");
+        spec.disks.push(disk);
+    }
+    spec.nics = (0..8).map(|n| NicSpec { switch: "br0".into(), mac: format!("52:54:00:00:00:{n:02x}") }).collect();
+    let args = argv(&spec, &verdict(Accel::Tcg), FDS).unwrap();
+    let devices: Vec<serde_json::Value> = args.iter().filter_map(|a| serde_json::from_str(a).ok()).collect();
+    let strings = |key: &str| -> Vec<String> {
+        let mut all: Vec<String> =
+            devices.iter().filter_map(|d| Some(d.get(key)?.as_str()?.to_owned())).filter(|s| s != "pcie.0").collect();
+        all.sort();
+        all
+    };
+    for key in ["id", "addr", "bus"] {
+        let all = strings(key);
+        let mut unique = all.clone();
+        unique.dedup();
+        assert_eq!(all, unique, "{key}");
+    }
+    assert_eq!(strings("addr").len(), 64 + 8 + HOT_PORTS);
+    assert_eq!(strings("bus").len(), 64 + 8);
+}
