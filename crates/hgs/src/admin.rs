@@ -1,0 +1,193 @@
+//! One Host Guardian Service, and what its admin does with it.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
+
+use attestation::HostPublicKey;
+use key_protector::GuardianPublic;
+use time::{Duration, OffsetDateTime};
+
+use crate::audit::{Entry, Event, Record};
+use crate::error::{Error, Result};
+use crate::files;
+use crate::keys::{self, Keys};
+use crate::store::{HostEntry, Store};
+use crate::throttle::{Decision, Throttle};
+
+/// How long a host that passed may ask for keys: MS-HGSA leaves it open, eight hours is what Windows does.
+const HEALTH_LIFETIME: Duration = Duration::hours(8);
+const MAX_HOST_NAME: usize = 64;
+
+type Clock = Box<dyn Fn() -> OffsetDateTime + Send + Sync>;
+
+/// What a new service is made with.
+pub struct InitOptions {
+    /// Name of its fabric guardian, as tenants will see it.
+    pub name: String,
+    /// DNS names and IP addresses that hosts reach it by.
+    pub server_names: Vec<String>,
+    /// Lifetime of its guardian and authorities.
+    pub lifetime: Duration,
+}
+
+impl Default for InitOptions {
+    fn default() -> Self {
+        InitOptions {
+            name: "fabric".to_owned(),
+            server_names: vec!["localhost".to_owned(), "127.0.0.1".to_owned()],
+            lifetime: Duration::days(5 * 365),
+        }
+    }
+}
+
+/// An open service. The folder is one process's to serve; others may add and remove hosts beside it.
+pub struct Hgs {
+    dir: PathBuf,
+    pub(crate) keys: Keys,
+    pub(crate) store: Store,
+    health_lifetime: Duration,
+    clock: Clock,
+    strangers: Mutex<Throttle>,
+}
+
+impl Hgs {
+    /// Makes a service in `dir`, which must not exist or be empty. Nothing is left behind when it fails half-way
+    /// except a folder whose name ends in `.new-…`.
+    ///
+    /// # Errors
+    /// `AlreadyThere`, `Certificate` (a server name is not one), `Io`, `Store`.
+    pub async fn init(dir: &Path, options: InitOptions) -> Result<Self> {
+        let temporary = files::begin(dir)?;
+        let now = OffsetDateTime::now_utc();
+        let keys = blocking(move || Keys::generate(&options.name, options.server_names, now, options.lifetime)).await?;
+        keys.save(&temporary)?;
+        Store::open(&temporary).await?.close().await;
+        files::finish(&temporary, dir)?;
+        Self::with_keys(dir, keys).await
+    }
+
+    /// # Errors
+    /// `NotThere`, `Exposed` (a key file others can read), `Damaged`, `Io`, `Store`.
+    pub async fn open(dir: &Path) -> Result<Self> {
+        let keys = Keys::load(dir)?;
+        Self::with_keys(dir, keys).await
+    }
+
+    async fn with_keys(dir: &Path, keys: Keys) -> Result<Self> {
+        Ok(Hgs {
+            dir: dir.to_owned(),
+            keys,
+            store: Store::open(dir).await?,
+            health_lifetime: HEALTH_LIFETIME,
+            clock: Box::new(OffsetDateTime::now_utc),
+            strangers: Mutex::default(),
+        })
+    }
+
+    /// Another clock, for tests and for rehearsals of an expiry.
+    #[must_use]
+    pub fn with_clock(mut self, clock: impl Fn() -> OffsetDateTime + Send + Sync + 'static) -> Self {
+        self.clock = Box::new(clock);
+        self
+    }
+
+    /// How long health certificates are good for; eight hours unless told.
+    #[must_use]
+    pub fn with_health_lifetime(mut self, lifetime: Duration) -> Self {
+        self.health_lifetime = lifetime;
+        self
+    }
+
+    /// Trusts a host from now on. `host_key_public` is the file that `drydock host init` wrote (PEM or DER).
+    ///
+    /// # Errors
+    /// `BadHostName`, `BadHostKey`, `HostExists`, `KeyExists`, `Store`.
+    pub async fn add_host(&self, name: &str, host_key_public: &[u8]) -> Result<HostEntry> {
+        let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
+        if name.is_empty() || name.len() > MAX_HOST_NAME || !name.chars().all(allowed) {
+            return Err(Error::BadHostName { name: name.to_owned() });
+        }
+        let public_key = HostPublicKey::from_file(host_key_public).map_err(Error::BadHostKey)?;
+        let added_at = self.now();
+        self.store.add_host(name, &public_key, added_at).await?;
+        Ok(HostEntry { name: name.to_owned(), public_key, added_at })
+    }
+
+    /// Trusts a host no longer: it gets no key from this moment, whatever health certificate it still has.
+    ///
+    /// # Errors
+    /// `NoSuchHost`, `Store`.
+    pub async fn remove_host(&self, name: &str) -> Result<()> {
+        self.store.remove_host(name, self.now()).await
+    }
+
+    /// # Errors
+    /// `Store`.
+    pub async fn hosts(&self) -> Result<Vec<HostEntry>> {
+        self.store.hosts().await
+    }
+
+    /// The fabric guardian that tenants grant their protectors to.
+    #[must_use]
+    pub fn guardian(&self) -> GuardianPublic {
+        self.keys.guardian.public().clone()
+    }
+
+    /// Where the certificate is that guarded hosts check the service by.
+    #[must_use]
+    pub fn ca_file(&self) -> PathBuf {
+        self.dir.join(keys::PUBLIC_CA)
+    }
+
+    /// The same certificate, in PEM.
+    #[must_use]
+    pub fn ca_pem(&self) -> &str {
+        self.keys.tls_ca.certificate_pem()
+    }
+
+    /// The newest `last` rows of the audit log, oldest first.
+    ///
+    /// # Errors
+    /// `Store`.
+    pub async fn audit(&self, last: u32) -> Result<Vec<Entry>> {
+        self.store.audit(last).await
+    }
+
+    /// Checks that no row of the audit log was changed or taken out, and returns the hash of the last one. Rows
+    /// cut off at the end show only against a hash that was kept elsewhere.
+    ///
+    /// # Errors
+    /// `AuditBroken`, `Store`.
+    pub async fn verify_audit(&self) -> Result<String> {
+        self.store.verify_audit().await
+    }
+
+    pub(crate) fn now(&self) -> OffsetDateTime {
+        (self.clock)()
+    }
+
+    pub(crate) fn health_lifetime(&self) -> Duration {
+        self.health_lifetime
+    }
+
+    pub(crate) async fn record(&self, event: Event, record: Record) -> Result<()> {
+        self.store.record(event, record, self.now()).await
+    }
+
+    /// Writes down a refusal of somebody who proved nothing; a flood of them is cut.
+    pub(crate) async fn record_stranger(&self, event: Event, mut record: Record) -> Result<()> {
+        let decision = self.strangers.lock().unwrap_or_else(PoisonError::into_inner).decide(Instant::now());
+        match decision {
+            Decision::Drop => return Ok(()),
+            Decision::Write { dropped: 0 } => {}
+            Decision::Write { dropped } => record.why = format!("{} ({dropped} more before this one)", record.why),
+        }
+        self.record(event, record).await
+    }
+}
+
+/// Runs what takes the processor for long where it holds nobody up.
+pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    tokio::task::spawn_blocking(work).await.map_err(|_| Error::Stopped)?
+}

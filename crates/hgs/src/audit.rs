@@ -1,0 +1,127 @@
+//! What the service did and refused: rows that hash what came before, so that none can be taken out or changed
+//! without breaking every later one. Whoever keeps the last hash elsewhere can prove the whole log.
+
+use std::fmt::Write as _;
+
+use aws_lc_rs::digest::{Context, SHA256};
+use time::OffsetDateTime;
+
+/// Longest text of a column: anything a stranger sent is cut here.
+const MAX_TEXT: usize = 512;
+/// What the first row follows.
+pub(crate) const GENESIS: &str = "0000000000000000000000000000000000000000000000000000000000000000";
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Event {
+    HostAdded,
+    HostRemoved,
+    Attested,
+    AttestationRefused,
+    KeyReleased,
+    KeyRefused,
+}
+
+impl Event {
+    /// Name in the store; stable.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Event::HostAdded => "host-added",
+            Event::HostRemoved => "host-removed",
+            Event::Attested => "attested",
+            Event::AttestationRefused => "attestation-refused",
+            Event::KeyReleased => "key-released",
+            Event::KeyRefused => "key-refused",
+        }
+    }
+}
+
+/// What is known of an event so far; unknown fields stay empty.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Record {
+    pub(crate) host: String,
+    pub(crate) host_key: String,
+    pub(crate) protector: String,
+    pub(crate) owner: String,
+    pub(crate) why: String,
+}
+
+/// A row of the log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// From 1, without gaps.
+    pub seq: i64,
+    pub at: OffsetDateTime,
+    /// [`Event::name`].
+    pub event: String,
+    /// Name of the host, as far as it was proven.
+    pub host: String,
+    /// Fingerprint of the host key.
+    pub host_key: String,
+    /// Digest of the protector that came in.
+    pub protector: String,
+    /// Fingerprint of its owner's signing certificate.
+    pub owner: String,
+    /// Why it was refused, or what was done.
+    pub why: String,
+    pub previous: String,
+    /// SHA-256, hexadecimal, over everything above.
+    pub hash: String,
+}
+
+impl Entry {
+    pub(crate) fn new(seq: i64, at: i64, event: Event, record: Record, previous: String) -> Self {
+        let mut entry = Entry {
+            seq,
+            at: OffsetDateTime::from_unix_timestamp(at).unwrap_or(OffsetDateTime::UNIX_EPOCH),
+            event: event.name().to_owned(),
+            host: bounded(record.host),
+            host_key: bounded(record.host_key),
+            protector: bounded(record.protector),
+            owner: bounded(record.owner),
+            why: bounded(record.why),
+            previous,
+            hash: String::new(),
+        };
+        entry.hash = entry.compute_hash();
+        entry
+    }
+
+    /// Whether this row is the one that follows `previous`.
+    pub(crate) fn follows(&self, seq: i64, previous: &str) -> bool {
+        self.seq == seq && self.previous == previous && self.hash == self.compute_hash()
+    }
+
+    fn compute_hash(&self) -> String {
+        let mut context = Context::new(&SHA256);
+        context.update(b"drydock hgs audit 1");
+        context.update(&self.seq.to_be_bytes());
+        context.update(&self.at.unix_timestamp().to_be_bytes());
+        for text in [&self.event, &self.host, &self.host_key, &self.protector, &self.owner, &self.why, &self.previous] {
+            // The length keeps "a" + "bc" apart from "ab" + "c".
+            context.update(&(text.len() as u64).to_be_bytes());
+            context.update(text.as_bytes());
+        }
+        context.finish().as_ref().iter().fold(String::with_capacity(64), |mut hex, byte| {
+            // Writing to a String cannot fail.
+            let _ = write!(hex, "{byte:02x}");
+            hex
+        })
+    }
+}
+
+/// Cuts, and makes control characters visible: the log is read in terminals.
+fn bounded(text: String) -> String {
+    if text.len() <= MAX_TEXT && !text.chars().any(char::is_control) {
+        return text;
+    }
+    let mut kept = String::new();
+    for character in text.chars() {
+        let shown = if character.is_control() { '\u{fffd}' } else { character };
+        if kept.len() + shown.len_utf8() > MAX_TEXT {
+            break;
+        }
+        kept.push(shown);
+    }
+    kept
+}

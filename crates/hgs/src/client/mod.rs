@@ -1,0 +1,205 @@
+//! A guarded host's side: proves who it is, and gets transport keys for it.
+
+mod error;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use attestation::messages::{AttestationRequest, RESULT_ENCRYPTION_CERTIFICATE, Reply};
+use attestation::{HostKey, IdentityKey};
+use key_protector::{GuardianPublic, Protector, Rolled};
+use reqwest::{Certificate, Method, StatusCode, Url, redirect};
+use time::OffsetDateTime;
+use tokio::sync::OnceCell;
+
+pub use error::{Error, Result};
+
+use crate::kps::ApiVersion;
+use crate::kps::release::{self, Binding};
+use crate::kps::wire::{self, ErrorDocument, Request, Response};
+
+const CONNECT: Duration = Duration::from_secs(10);
+const TOTAL: Duration = Duration::from_secs(45);
+/// Twice what the service takes: an egress protector is about as long as the ingress one.
+const MAX_ANSWER: usize = 2 << 20;
+const VERSION: ApiVersion = ApiVersion::V2;
+
+/// Talks to one Host Guardian Service.
+pub struct HgsClient {
+    base: Url,
+    http: reqwest::Client,
+    /// Made at the first attestation and forgotten with the client: nothing recorded can be opened after that.
+    identity: OnceCell<Arc<IdentityKey>>,
+}
+
+/// Proof that this host passed, and the key that answers are encrypted to.
+#[derive(Clone)]
+pub struct HealthCertificate {
+    der: Vec<u8>,
+    identity: Arc<IdentityKey>,
+}
+
+impl HealthCertificate {
+    /// X.509 in DER.
+    #[must_use]
+    pub fn der(&self) -> &[u8] {
+        &self.der
+    }
+}
+
+impl HgsClient {
+    /// `ca_pem` is the service's `hgs-ca.pem`: with it, no other authority is believed. Without, the system's
+    /// authorities are.
+    ///
+    /// # Errors
+    /// `BadUrl`, `PlainHttp` (in the clear to another machine), `BadCa`.
+    pub fn new(url: &str, ca_pem: Option<&[u8]>) -> Result<Self> {
+        let mut base = Url::parse(url).map_err(|_| Error::BadUrl { url: url.to_owned() })?;
+        match base.scheme() {
+            "https" if base.has_host() => {}
+            "http" if is_loopback(&base) => {}
+            "http" => return Err(Error::PlainHttp { url: url.to_owned() }),
+            _ => return Err(Error::BadUrl { url: url.to_owned() }),
+        }
+        if !base.path().ends_with('/') {
+            base.set_path(&format!("{}/", base.path()));
+        }
+        let mut builder = reqwest::Client::builder()
+            .connect_timeout(CONNECT)
+            .timeout(TOTAL)
+            // Neither a redirect nor a proxy variable may decide who is asked for keys.
+            .redirect(redirect::Policy::none())
+            .no_proxy();
+        if let Some(pem) = ca_pem {
+            let authorities = Certificate::from_pem_bundle(pem).map_err(|_| Error::BadCa)?;
+            if authorities.is_empty() {
+                return Err(Error::BadCa);
+            }
+            builder = builder.tls_certs_only(authorities);
+        }
+        let http = builder.build().map_err(|_| Error::BadCa)?;
+        Ok(HgsClient { base, http, identity: OnceCell::new() })
+    }
+
+    /// Proves that this host holds its registered key (MS-HGSA 3.2.5.3).
+    ///
+    /// # Errors
+    /// `NotRegistered` above all; see [`Error::remedy`].
+    pub async fn attest(&self, host_key: &HostKey) -> Result<HealthCertificate> {
+        let identity = Arc::clone(self.identity.get_or_try_init(make_identity).await?);
+        let session = uuid::Uuid::new_v4().into_bytes();
+        let request = AttestationRequest::host_key(host_key, identity.public(), &session).map_err(Error::Keys)?;
+        let body = serde_json::to_vec(&request).map_err(|_| Error::Keys(attestation::Error::Crypto))?;
+        let (status, answer) =
+            self.send(Method::POST, "attestation/v2.0/hostkeyattest", "application/json", body).await?;
+        let Ok(reply) = serde_json::from_slice::<Reply>(&answer) else {
+            return Err(self.not_an_answer(status));
+        };
+        match reply {
+            Reply::HealthCertificate { content } => content
+                .iter()
+                .find(|item| item.kind == RESULT_ENCRYPTION_CERTIFICATE)
+                .and_then(|item| item.decode())
+                .map(|der| HealthCertificate { der, identity })
+                .ok_or_else(|| self.not_an_answer(status)),
+            Reply::UnauthorizedError { message, .. } => Err(Error::NotRegistered { message }),
+            Reply::PayloadError { message, .. } => Err(Error::NotUnderstood { message }),
+            Reply::OperationModeError { expected_operation_mode, .. } => {
+                Err(Error::OtherMode { mode: expected_operation_mode })
+            }
+            Reply::UnavailableError { .. } => Err(Error::Unavailable { url: self.base.to_string() }),
+            Reply::ServiceInfo { .. } => Err(self.not_an_answer(status)),
+        }
+    }
+
+    /// Gets the protector's transport key, and a fresh one with a protector of its own (MS-KPS 3.2.5.1).
+    ///
+    /// What comes back is checked: the egress protector verifies and has the same owner, and the keys were
+    /// encrypted for this host together with both protectors.
+    ///
+    /// # Errors
+    /// `HealthCertificate`, `Protector`, `NotGranted`; see [`Error::remedy`].
+    pub async fn roll_transport_key(&self, protector: &Protector, health: &HealthCertificate) -> Result<Rolled> {
+        let request = Request { protector: protector.to_xml(), health_certificate: health.der.clone() }.write();
+        let (status, answer) =
+            self.send(Method::POST, "keyprotection/service/v2.0/rolltransportkey", "application/xml", request).await?;
+        if status != StatusCode::OK {
+            let document = ErrorDocument::read(&answer).map_err(|_| self.not_an_answer(status))?;
+            return Err(self.refused(document));
+        }
+        let response = Response::read(&answer).map_err(|_| self.not_an_answer(status))?;
+        let egress_protector = Protector::parse(&response.egress_protector).map_err(Error::EgressProtector)?;
+        egress_protector.verify(OffsetDateTime::now_utc()).map_err(Error::EgressProtector)?;
+        if egress_protector.owner().signing_certificate() != protector.owner().signing_certificate() {
+            return Err(Error::OwnerChanged);
+        }
+        let binding = Binding { version: VERSION, ingress: &protector.digest(), egress: &egress_protector.digest() };
+        let (ingress, egress) =
+            release::open(&health.identity, &response.sealed, &binding).ok_or(Error::NotForThisHost)?;
+        Ok(Rolled { ingress, egress_protector, egress })
+    }
+
+    /// The fabric guardian that the service answers for (MS-KPS 3.2.5.2). Compare its fingerprint over another
+    /// channel before granting anything to it.
+    ///
+    /// # Errors
+    /// `Unreachable`, `NotAnAnswer`.
+    pub async fn metadata(&self) -> Result<GuardianPublic> {
+        let path = "keyprotection/service/metadata/2014-07/metadata.xml";
+        let (status, answer) = self.send(Method::GET, path, "application/xml", Vec::new()).await?;
+        if status != StatusCode::OK {
+            return Err(self.not_an_answer(status));
+        }
+        GuardianPublic::parse(&answer).map_err(Error::Metadata)
+    }
+
+    async fn send(&self, method: Method, path: &str, kind: &str, body: Vec<u8>) -> Result<(StatusCode, Vec<u8>)> {
+        let url = self.base.join(path).map_err(|_| Error::BadUrl { url: self.base.to_string() })?;
+        let failed = |error| Error::from_transport(self.base.as_str(), error);
+        let mut answer = self
+            .http
+            .request(method, url)
+            .header(reqwest::header::CONTENT_TYPE, kind)
+            .body(body)
+            .send()
+            .await
+            .map_err(failed)?;
+        let mut bytes = Vec::new();
+        while let Some(chunk) = answer.chunk().await.map_err(failed)? {
+            if bytes.len().saturating_add(chunk.len()) > MAX_ANSWER {
+                return Err(self.not_an_answer(answer.status()));
+            }
+            bytes.extend_from_slice(&chunk);
+        }
+        Ok((answer.status(), bytes))
+    }
+
+    fn not_an_answer(&self, status: StatusCode) -> Error {
+        Error::NotAnAnswer { url: self.base.to_string(), status: status.as_u16() }
+    }
+
+    fn refused(&self, document: ErrorDocument) -> Error {
+        let message = document.message;
+        match document.code.as_str() {
+            wire::HEALTH_CERTIFICATE => Error::HealthCertificate { message },
+            wire::INVALID_PROTECTOR => Error::Protector { message },
+            wire::INVALID_WRAPPING => Error::Wrapping { message },
+            _ => Error::Unavailable { url: self.base.to_string() },
+        }
+    }
+}
+
+async fn make_identity() -> Result<Arc<IdentityKey>> {
+    // RSA: off the threads that carry everybody's I/O.
+    tokio::task::spawn_blocking(IdentityKey::generate)
+        .await
+        .map_err(|_| Error::Keys(attestation::Error::Crypto))?
+        .map(Arc::new)
+        .map_err(Error::Keys)
+}
+
+fn is_loopback(url: &Url) -> bool {
+    let Some(host) = url.host_str() else { return false };
+    let address = host.trim_start_matches('[').trim_end_matches(']');
+    host == "localhost" || address.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
+}

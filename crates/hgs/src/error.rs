@@ -1,0 +1,61 @@
+//! What can go wrong on the service's side. What a client sees is in [`crate::client::Error`].
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+pub type Result<T> = std::result::Result<T, Error>;
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("there is something in {} already; a new service needs a folder of its own", .dir.display())]
+    AlreadyThere { dir: PathBuf },
+    #[error("there is no Host Guardian Service in {}; make one with `drydock hgs init`", .dir.display())]
+    NotThere { dir: PathBuf },
+    #[error("cannot {doing} {}", .path.display())]
+    Io { doing: &'static str, path: PathBuf, source: io::Error },
+    #[error("{} can be read by others (mode {mode:o}): its keys may be known, make a new service", .path.display())]
+    Exposed { path: PathBuf, mode: u32 },
+    #[error("{} is larger than such a file can be", .path.display())]
+    TooLarge { path: PathBuf },
+    #[error("{} is damaged", .path.display())]
+    Damaged { path: PathBuf },
+    #[error("the attestation keys cannot be used")]
+    Attestation(#[from] attestation::Error),
+    #[error("the fabric guardian cannot be used")]
+    Guardian(#[from] key_protector::Error),
+    #[error("the TLS certificate cannot be made; names must be DNS names or IP addresses")]
+    Certificate(#[from] rcgen::Error),
+    #[error("TLS cannot be set up")]
+    Tls(#[from] rustls::Error),
+    #[error("the store failed")]
+    Store(#[from] sqlx::Error),
+    #[error("the store's tables cannot be brought up to date")]
+    Migration(#[from] sqlx::migrate::MigrateError),
+    #[error("'{name}' is not a host name: 1 to 64 letters, digits, dots, dashes and underscores")]
+    BadHostName { name: String },
+    #[error("that file is not a host's public key: it comes from `drydock host init`")]
+    BadHostKey(#[source] attestation::Error),
+    #[error("a host '{name}' is registered already; remove it first")]
+    HostExists { name: String },
+    #[error("that key is registered already, as '{name}'")]
+    KeyExists { name: String },
+    #[error("no host '{name}' is registered")]
+    NoSuchHost { name: String },
+    #[error("the audit log was changed: row {seq} does not follow from the one before it")]
+    AuditBroken { seq: i64 },
+    #[error("plain HTTP is for loopback addresses only, and {address} is not one")]
+    PlainHttpExposed { address: SocketAddr },
+    #[error("cannot listen on {address}")]
+    Bind { address: SocketAddr, source: io::Error },
+    #[error("the service stopped unexpectedly")]
+    Stopped,
+}
+
+impl Error {
+    /// For `map_err`.
+    pub(crate) fn io(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
+        let path = path.to_owned();
+        move |source| Error::Io { doing, path, source }
+    }
+}

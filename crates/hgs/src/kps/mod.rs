@@ -1,0 +1,31 @@
+//! Key protection: MS-KPS.
+
+pub(crate) mod payload;
+pub(crate) mod release;
+pub(crate) mod roll;
+pub(crate) mod wire;
+
+/// Which of the two forms of `rolltransportkey` was called (MS-KPS 2.2.3.10).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ApiVersion {
+    V1,
+    V2,
+}
+
+impl ApiVersion {
+    /// Reads the version part of the path, `v1.0` or `v2.0`.
+    pub(crate) fn from_path(text: &str) -> Option<Self> {
+        match text {
+            "v1.0" => Some(ApiVersion::V1),
+            "v2.0" => Some(ApiVersion::V2),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn number(self) -> u32 {
+        match self {
+            ApiVersion::V1 => 1,
+            ApiVersion::V2 => 2,
+        }
+    }
+}

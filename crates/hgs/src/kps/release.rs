@@ -1,0 +1,93 @@
+//! The three layers in which transport keys travel (MS-KPS 2.2.3.7 to 2.2.3.9): a transfer key for the attested
+//! identity key, a wrapping key under it, the payload under that.
+
+use attestation::{IdentityKey, IdentityPublic};
+use aws_lc_rs::aead::{AES_256_GCM, Aad, NONCE_LEN, Nonce, RandomizedNonceKey};
+use aws_lc_rs::rand;
+use key_protector::TransportKey;
+use zeroize::{Zeroize, Zeroizing};
+
+use super::{ApiVersion, payload};
+
+const KEY: usize = 32;
+const TRANSFER_DOMAIN: &[u8] = b"drydock/kps/wrapping-key/1";
+const KEYS_DOMAIN: &str = "drydock/kps/transport-keys/1";
+
+/// As in the response; nothing here is secret.
+#[derive(Debug)]
+pub(crate) struct Sealed {
+    pub(crate) transfer_key: Vec<u8>,
+    pub(crate) wrapping_key: Vec<u8>,
+    pub(crate) transport_keys: Vec<u8>,
+}
+
+/// What the answer is bound to: keys cannot be paired with another protector than the one they belong to.
+pub(crate) struct Binding<'a> {
+    pub(crate) version: ApiVersion,
+    /// `Protector::digest` of what was sent, and of what comes back.
+    pub(crate) ingress: &'a str,
+    pub(crate) egress: &'a str,
+}
+
+impl Binding<'_> {
+    fn bytes(&self) -> Vec<u8> {
+        // Digests are hexadecimal: the separator cannot occur in them.
+        format!("{KEYS_DOMAIN}|{}|{}|{}", self.version.number(), self.ingress, self.egress).into_bytes()
+    }
+}
+
+pub(crate) fn seal(
+    to: &IdentityPublic,
+    ingress: &TransportKey,
+    egress: &TransportKey,
+    binding: &Binding<'_>,
+) -> Result<Sealed, attestation::Error> {
+    let transfer_key = fresh_key()?;
+    let wrapping_key = fresh_key()?;
+    let mut keys = payload::write(binding.version, ingress, egress);
+    Ok(Sealed {
+        transfer_key: to.encrypt(&*transfer_key)?,
+        wrapping_key: encrypt(&transfer_key, TRANSFER_DOMAIN, &mut Zeroizing::new(spacious(&*wrapping_key)))?,
+        transport_keys: encrypt(&wrapping_key, &binding.bytes(), &mut keys)?,
+    })
+}
+
+/// Ingress and egress key; `None` when any layer does not open.
+pub(crate) fn open(by: &IdentityKey, sealed: &Sealed, binding: &Binding<'_>) -> Option<(TransportKey, TransportKey)> {
+    let transfer_key = by.decrypt(&sealed.transfer_key).ok()?;
+    let wrapping_key = decrypt(&transfer_key, TRANSFER_DOMAIN, &sealed.wrapping_key)?;
+    let keys = decrypt(&wrapping_key, &binding.bytes(), &sealed.transport_keys)?;
+    payload::read(binding.version, &keys)
+}
+
+fn fresh_key() -> Result<Zeroizing<[u8; KEY]>, attestation::Error> {
+    let mut key = Zeroizing::new([0; KEY]);
+    rand::fill(&mut *key).map_err(|_| attestation::Error::Crypto)?;
+    Ok(key)
+}
+
+/// A copy with room for the tag.
+fn spacious(bytes: &[u8]) -> Vec<u8> {
+    let mut copy = Vec::with_capacity(bytes.len() + AES_256_GCM.tag_len());
+    copy.extend_from_slice(bytes);
+    copy
+}
+
+/// Nonce, ciphertext, tag. `plaintext` is overwritten with ciphertext.
+fn encrypt(key: &[u8; KEY], aad: &[u8], plaintext: &mut Vec<u8>) -> Result<Vec<u8>, attestation::Error> {
+    let cipher = RandomizedNonceKey::new(&AES_256_GCM, key).map_err(|_| attestation::Error::Crypto)?;
+    let nonce = cipher.seal_in_place_append_tag(Aad::from(aad), plaintext).map_err(|_| attestation::Error::Crypto)?;
+    Ok([nonce.as_ref().as_slice(), plaintext].concat())
+}
+
+fn decrypt(key: &[u8], aad: &[u8], sealed: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
+    let cipher = RandomizedNonceKey::new(&AES_256_GCM, key).ok()?;
+    let (nonce, ciphertext) = sealed.split_at_checked(NONCE_LEN)?;
+    let nonce = Nonce::try_assume_unique_for_key(nonce).ok()?;
+    let mut buffer = Zeroizing::new(ciphertext.to_vec());
+    let length = cipher.open_in_place(nonce, Aad::from(aad), &mut buffer).ok()?.len();
+    // Truncating only hides the tag's bytes; the whole buffer is wiped.
+    buffer[length..].zeroize();
+    buffer.truncate(length);
+    Some(buffer)
+}

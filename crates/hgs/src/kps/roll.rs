@@ -1,0 +1,163 @@
+//! `RollTransportKey` (MS-KPS 3.1.5.1.1.3): the one place where a transport key leaves the service.
+
+use std::sync::Arc;
+
+use attestation::Health;
+use key_protector::{Protector, Role, Rolled, Wrapping};
+use time::OffsetDateTime;
+
+use super::ApiVersion;
+use super::release::{self, Binding};
+use super::wire::{HEALTH_CERTIFICATE, INVALID_PROTECTOR, INVALID_WRAPPING, Request, Response};
+use crate::admin::{Hgs, blocking};
+use crate::audit::{Event, Record};
+use crate::error::Result;
+
+/// Why a key stays here.
+#[derive(Debug)]
+pub(crate) struct Refusal {
+    /// One of the names in MS-KPS 3.1.5.1.1.3.
+    pub(crate) code: &'static str,
+    /// For the person who reads the host's log: what is wrong, and what helps.
+    pub(crate) message: String,
+}
+
+impl Refusal {
+    fn new(code: &'static str, message: impl Into<String>) -> Self {
+        Refusal { code, message: message.into() }
+    }
+
+    fn protector(error: &key_protector::Error) -> Self {
+        let mut message = format!("the key protector cannot be used: {error}");
+        let mut cause = std::error::Error::source(error);
+        while let Some(next) = cause {
+            message = format!("{message}: {next}");
+            cause = next.source();
+        }
+        Refusal::new(error.kps_code(), message)
+    }
+}
+
+/// Decides, writes the verdict down, and only then gives the answer out.
+///
+/// # Errors
+/// Outer: the service's own troubles, above all an audit log that cannot be written; inner: refused.
+pub(crate) async fn roll(
+    hgs: &Arc<Hgs>,
+    version: ApiVersion,
+    body: &[u8],
+) -> Result<std::result::Result<Vec<u8>, Refusal>> {
+    let now = hgs.now();
+    let mut record = Record::default();
+    let (request, health) = match admit(hgs, body, now, &mut record).await? {
+        Ok(admitted) => admitted,
+        Err(refusal) => {
+            tracing::warn!(host = %record.host, "no key released: {}", refusal.message);
+            record.why.clone_from(&refusal.message);
+            hgs.record_stranger(Event::KeyRefused, record).await?;
+            return Ok(Err(refusal));
+        }
+    };
+    // Signatures and RSA: long enough to keep other connections waiting.
+    let (answer, mut record) = {
+        let hgs = Arc::clone(hgs);
+        blocking(move || Ok((release(&hgs, version, &request, &health, now, &mut record), record))).await?
+    };
+    let event = match &answer {
+        Ok(_) => {
+            tracing::info!(host = %record.host, protector = %record.protector, "key released");
+            record.why = "rolled".to_owned();
+            Event::KeyReleased
+        }
+        Err(refusal) => {
+            tracing::warn!(host = %record.host, protector = %record.protector, "no key released: {}", refusal.message);
+            record.why.clone_from(&refusal.message);
+            Event::KeyRefused
+        }
+    };
+    hgs.record(event, record).await?;
+    Ok(answer)
+}
+
+/// Whoever asks: a readable request, with a health certificate of ours, of a host that is still registered.
+async fn admit(
+    hgs: &Hgs,
+    body: &[u8],
+    now: OffsetDateTime,
+    record: &mut Record,
+) -> Result<std::result::Result<(Request, Health), Refusal>> {
+    let request = match Request::read(body) {
+        Ok(request) => request,
+        Err(error) => {
+            let message = format!("the request is not a RollTransportKeyRequest: {error}");
+            return Ok(Err(Refusal::new(INVALID_PROTECTOR, message)));
+        }
+    };
+    let health = match hgs.keys.attestation_ca.verify(&request.health_certificate, now) {
+        Ok(health) => health,
+        Err(error) => return Ok(Err(Refusal::new(HEALTH_CERTIFICATE, format!("{error}; attest again")))),
+    };
+    record.host.clone_from(&health.host_name);
+    record.host_key.clone_from(&health.host_fingerprint);
+    if hgs.store.host_by_key(&health.host_fingerprint).await?.is_none() {
+        let message = format!("the host '{}' is no longer registered", health.host_name);
+        return Ok(Err(Refusal::new(HEALTH_CERTIFICATE, message)));
+    }
+    Ok(Ok((request, health)))
+}
+
+/// What is asked for: a protector in which every signature chains to its owner, with a wrapping for us.
+fn release(
+    hgs: &Hgs,
+    version: ApiVersion,
+    request: &Request,
+    health: &Health,
+    now: OffsetDateTime,
+    record: &mut Record,
+) -> std::result::Result<Vec<u8>, Refusal> {
+    let protector = Protector::parse(&request.protector).map_err(|error| Refusal::protector(&error))?;
+    record.protector = protector.digest();
+    protector.verify(now).map_err(|error| Refusal::protector(&error))?;
+    // Only a verified owner is worth writing down.
+    record.owner = protector.owner().signing_certificate().fingerprint();
+    let guardian = &hgs.keys.guardian;
+    let ours = |wrapping: &Wrapping| {
+        wrapping.signing_certificate() == guardian.public().signing()
+            && wrapping.encryption_certificate() == guardian.public().encryption()
+    };
+    if !protector.wrappings().iter().any(ours) {
+        let message = format!(
+            "the key protector has no wrapping for this service's guardian '{}'; \
+             the VM's owner grants it with `drydock protector grant`",
+            guardian.public().name()
+        );
+        return Err(Refusal::new(INVALID_WRAPPING, message));
+    }
+    let recipients = recipients(&protector, now);
+    let Rolled { ingress, egress_protector, egress } =
+        protector.roll(guardian, &recipients, now).map_err(|error| Refusal::protector(&error))?;
+    let binding = Binding { version, ingress: &record.protector, egress: &egress_protector.digest() };
+    let sealed = release::seal(&health.identity, &ingress, &egress, &binding)
+        .map_err(|error| Refusal::new(HEALTH_CERTIFICATE, format!("nothing can be encrypted to this host: {error}")))?;
+    Ok(Response { egress_protector: egress_protector.to_xml(), sealed }.write())
+}
+
+/// Everyone the ingress protector was for, except recovery guardians (the recovery is over once the VM is back on
+/// the fabric), those whose certificates have expired, and those who chain to the owner through one of these.
+fn recipients(protector: &Protector, now: OffsetDateTime) -> Vec<Wrapping> {
+    let mut kept: Vec<Wrapping> = protector
+        .wrappings()
+        .iter()
+        .filter(|wrapping| wrapping.role() != Role::Recovery && wrapping.check_valid_at(now).is_ok())
+        .cloned()
+        .collect();
+    let owner = protector.owner().id();
+    loop {
+        let ids: Vec<u32> = kept.iter().map(Wrapping::id).collect();
+        let before = kept.len();
+        kept.retain(|wrapping| wrapping.parent_id() == owner || ids.contains(&wrapping.parent_id()));
+        if kept.len() == before {
+            return kept;
+        }
+    }
+}

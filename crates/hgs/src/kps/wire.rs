@@ -1,0 +1,231 @@
+//! The XML of `RollTransportKey` (MS-KPS 2.2.2.1, 2.2.2.2) and of errors (2.2.2.5).
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use quick_xml::escape::escape;
+use roxmltree::{Document, Node, ParsingOptions};
+
+use super::release::Sealed;
+
+const NAMESPACE: &str = "http://schemas.microsoft.com/kps/2014/07/service";
+/// xmlenc 1.1; with SHA-256 as digest and in the mask, see the table in the crate's documentation.
+const RSA_OAEP: &str = "http://www.w3.org/2009/xmlenc11#rsa-oaep";
+const AES_256_GCM: &str = "http://www.w3.org/2009/xmlenc11#aes256-gcm";
+/// Requests have six elements.
+const MAX_NODES: u32 = 256;
+
+/// MS-KPS 3.1.5.1.1.3.
+pub(crate) const HEALTH_CERTIFICATE: &str = "HealthCertificateException";
+pub(crate) const INVALID_PROTECTOR: &str = "InvalidProtectorException";
+pub(crate) const INVALID_WRAPPING: &str = "InvalidWrappingException";
+/// Not in the specification: the service's own trouble, no verdict on the request.
+pub(crate) const SERVICE: &str = "ServiceException";
+
+/// What is wrong with a document, in words for whoever sent it.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Malformed {
+    #[error("it is not well-formed XML: {0}")]
+    NotXml(String),
+    #[error("it is not a {0}")]
+    NotThat(&'static str),
+    #[error("element {0} is missing, empty or not where it belongs")]
+    Element(&'static str),
+    #[error("element {0} is not base64")]
+    NotBase64(&'static str),
+    #[error("{element} must be {only}")]
+    Algorithm { element: &'static str, only: &'static str },
+}
+
+#[derive(Debug)]
+pub(crate) struct Request {
+    pub(crate) protector: Vec<u8>,
+    pub(crate) health_certificate: Vec<u8>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Response {
+    pub(crate) egress_protector: Vec<u8>,
+    pub(crate) sealed: Sealed,
+}
+
+#[derive(Debug)]
+pub(crate) struct ErrorDocument {
+    pub(crate) code: String,
+    pub(crate) message: String,
+}
+
+impl Request {
+    pub(crate) fn write(&self) -> Vec<u8> {
+        document(
+            "RollTransportKeyRequest",
+            &[
+                ("IngressProtector", &STANDARD.encode(&self.protector)),
+                ("HealthCertificate", &STANDARD.encode(&self.health_certificate)),
+                ("TransferKeyEncryptionAlgorithm", RSA_OAEP),
+                ("WrappingKeyEncryptionAlgorithm", AES_256_GCM),
+                ("TransportKeysEncryptionAlgorithm", AES_256_GCM),
+            ],
+        )
+    }
+
+    pub(crate) fn read(bytes: &[u8]) -> Result<Self, Malformed> {
+        let xml = parse(bytes)?;
+        let mut elements = root(&xml, "RollTransportKeyRequest")?;
+        let protector = elements.base64("IngressProtector")?;
+        let health_certificate = elements.base64("HealthCertificate")?;
+        for (element, only) in [
+            ("TransferKeyEncryptionAlgorithm", RSA_OAEP),
+            ("WrappingKeyEncryptionAlgorithm", AES_256_GCM),
+            ("TransportKeysEncryptionAlgorithm", AES_256_GCM),
+        ] {
+            if elements.text(element)? != only {
+                return Err(Malformed::Algorithm { element, only });
+            }
+        }
+        elements.end("RollTransportKeyRequest")?;
+        Ok(Request { protector, health_certificate })
+    }
+}
+
+impl Response {
+    pub(crate) fn write(&self) -> Vec<u8> {
+        document(
+            "RollTransportKeyResponse",
+            &[
+                ("EgressProtector", &STANDARD.encode(&self.egress_protector)),
+                ("EncryptedTransferKey", &STANDARD.encode(&self.sealed.transfer_key)),
+                ("EncryptedWrappingKey", &STANDARD.encode(&self.sealed.wrapping_key)),
+                ("EncryptedTransportKeys", &STANDARD.encode(&self.sealed.transport_keys)),
+            ],
+        )
+    }
+
+    pub(crate) fn read(bytes: &[u8]) -> Result<Self, Malformed> {
+        let xml = parse(bytes)?;
+        let mut elements = root(&xml, "RollTransportKeyResponse")?;
+        let egress_protector = elements.base64("EgressProtector")?;
+        let sealed = Sealed {
+            transfer_key: elements.base64("EncryptedTransferKey")?,
+            wrapping_key: elements.base64("EncryptedWrappingKey")?,
+            transport_keys: elements.base64("EncryptedTransportKeys")?,
+        };
+        elements.end("RollTransportKeyResponse")?;
+        Ok(Response { egress_protector, sealed })
+    }
+}
+
+impl ErrorDocument {
+    pub(crate) fn write(&self) -> Vec<u8> {
+        // XML has no way to write most control characters, and a refused document may have put some here.
+        let message = self.message.replace(char::is_control, "\u{fffd}");
+        document("Error", &[("Code", &escape(&self.code)), ("Message", &escape(message))])
+    }
+
+    pub(crate) fn read(bytes: &[u8]) -> Result<Self, Malformed> {
+        let xml = parse(bytes)?;
+        let mut elements = root(&xml, "Error")?;
+        let code = elements.text("Code")?.to_owned();
+        let message = elements.text("Message")?.to_owned();
+        Ok(ErrorDocument { code, message })
+    }
+}
+
+/// `elements` are already safe as XML text.
+fn document(name: &str, elements: &[(&str, &str)]) -> Vec<u8> {
+    let mut xml = format!("<?xml version=\"1.0\" encoding=\"utf-8\"?><{name} xmlns=\"{NAMESPACE}\">");
+    for (element, text) in elements {
+        for part in ["<", element, ">", text, "</", element, ">"] {
+            xml.push_str(part);
+        }
+    }
+    xml.push_str("</");
+    xml.push_str(name);
+    xml.push('>');
+    xml.into_bytes()
+}
+
+fn parse(bytes: &[u8]) -> Result<Document<'_>, Malformed> {
+    let text = std::str::from_utf8(bytes).map_err(|error| Malformed::NotXml(error.to_string()))?;
+    let options = ParsingOptions { allow_dtd: false, nodes_limit: MAX_NODES, ..ParsingOptions::default() };
+    Document::parse_with_options(text, options).map_err(|error| Malformed::NotXml(error.to_string()))
+}
+
+fn root<'a>(xml: &'a Document<'_>, name: &'static str) -> Result<Elements<'a, 'a>, Malformed> {
+    let root = xml.root_element();
+    if root.tag_name().namespace() != Some(NAMESPACE) || root.tag_name().name() != name {
+        return Err(Malformed::NotThat(name));
+    }
+    Ok(Elements { next: root.first_element_child() })
+}
+
+/// The children in the order of the schema's sequence.
+struct Elements<'a, 'input> {
+    next: Option<Node<'a, 'input>>,
+}
+
+impl<'a> Elements<'a, '_> {
+    fn text(&mut self, name: &'static str) -> Result<&'a str, Malformed> {
+        let node = self
+            .next
+            .filter(|node| node.tag_name().name() == name && node.tag_name().namespace() == Some(NAMESPACE))
+            .ok_or(Malformed::Element(name))?;
+        self.next = node.next_sibling_element();
+        let mut children = node.children();
+        match (children.next(), children.next()) {
+            (Some(only), None) if only.is_text() => {
+                Ok(only.text().unwrap_or_default().trim_matches(|c: char| c.is_ascii_whitespace()))
+            }
+            _ => Err(Malformed::Element(name)),
+        }
+    }
+
+    /// xs:base64Binary: white space may be anywhere.
+    fn base64(&mut self, name: &'static str) -> Result<Vec<u8>, Malformed> {
+        let text = self.text(name)?;
+        let compact: Vec<u8> = text.bytes().filter(|byte| !byte.is_ascii_whitespace()).collect();
+        match STANDARD.decode(compact) {
+            Ok(bytes) if !bytes.is_empty() => Ok(bytes),
+            _ => Err(Malformed::NotBase64(name)),
+        }
+    }
+
+    fn end(&self, whole: &'static str) -> Result<(), Malformed> {
+        if self.next.is_some() { Err(Malformed::NotThat(whole)) } else { Ok(()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn documents_come_back_as_they_were_written() {
+        let request = Request { protector: vec![1; 300], health_certificate: vec![2; 300] };
+        let back = Request::read(&request.write()).unwrap();
+        assert_eq!((back.protector, back.health_certificate), (vec![1; 300], vec![2; 300]));
+        let error = ErrorDocument { code: SERVICE.into(), message: "a < b & \"c\" ]]>".into() };
+        let back = ErrorDocument::read(&error.write()).unwrap();
+        assert_eq!((back.code, back.message), (error.code, error.message));
+    }
+
+    #[test]
+    fn strangers_documents_are_refused() {
+        let good = String::from_utf8(Request { protector: vec![1], health_certificate: vec![2] }.write()).unwrap();
+        for (bad, why) in [
+            (String::new(), "empty"),
+            ("\u{0}".into(), "not XML"),
+            (good.replace("/service\"", "/other\""), "namespace"),
+            (good.replace("IngressProtector>", "EgressProtector>"), "element"),
+            (good.replace("AQ==", ""), "empty element"),
+            (good.replace("AQ==", "<x/>"), "element where text belongs"),
+            (good.replace("AQ==", "A!"), "base64"),
+            (good.replace("aes256-gcm", "aes128-cbc"), "algorithm"),
+            (good.replace("</RollTransportKeyRequest>", "<X/></RollTransportKeyRequest>"), "one more element"),
+            (good.replace("?><", "?><!DOCTYPE a [<!ENTITY b \"c\">]><"), "DTD"),
+        ] {
+            assert!(Request::read(bad.as_bytes()).is_err(), "{why}");
+        }
+    }
+}

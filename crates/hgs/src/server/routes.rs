@@ -1,0 +1,103 @@
+//! What is where. All paths are lower case: requests are brought to it before they get here.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use attestation::messages::{MODE_HOST_KEY, Reply};
+use axum::body::Bytes;
+use axum::extract::{Path, State};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use tower_http::limit::RequestBodyLimitLayer;
+use tower_http::timeout::TimeoutLayer;
+
+use crate::admin::Hgs;
+use crate::attest;
+use crate::error::Error;
+use crate::kps::ApiVersion;
+use crate::kps::roll;
+use crate::kps::wire::{ErrorDocument, HEALTH_CERTIFICATE, SERVICE};
+
+const MAX_BODY: usize = 1 << 20;
+/// Receiving the body included.
+const REQUEST: Duration = Duration::from_secs(30);
+
+pub(super) fn router(hgs: Arc<Hgs>) -> Router {
+    Router::new()
+        .route("/attestation/v2.0/hostkeyattest", post(host_key_attest))
+        .route("/attestation/{version}/attest", post(other_mode))
+        .route("/attestation/{version}/domainattest", post(other_mode))
+        .route("/attestation/getinfo", get(get_info))
+        .route("/attestation/v2.0/getinfo", get(get_info))
+        .route("/attestation/signingcertificates", get(signing_certificates))
+        .route("/attestation/v2.0/signingcertificates", get(signing_certificates))
+        .route("/keyprotection/service/{version}/rolltransportkey", post(roll_transport_key))
+        .route("/keyprotection/service/metadata/2014-07/metadata.xml", get(metadata))
+        .layer(RequestBodyLimitLayer::new(MAX_BODY))
+        .layer(TimeoutLayer::with_status_code(StatusCode::REQUEST_TIMEOUT, REQUEST))
+        .with_state(hgs)
+}
+
+async fn host_key_attest(State(hgs): State<Arc<Hgs>>, body: Bytes) -> Response {
+    let reply = attest::host_key_attest(&hgs, &body).await.unwrap_or_else(|error| {
+        log(&error);
+        Reply::UnavailableError { retryable: true }
+    });
+    let status = match &reply {
+        Reply::HealthCertificate { .. } | Reply::ServiceInfo { .. } => StatusCode::OK,
+        Reply::PayloadError { .. } | Reply::OperationModeError { .. } => StatusCode::BAD_REQUEST,
+        Reply::UnauthorizedError { .. } => StatusCode::FORBIDDEN,
+        Reply::UnavailableError { .. } => StatusCode::SERVICE_UNAVAILABLE,
+    };
+    (status, Json(reply)).into_response()
+}
+
+/// MS-HGSA 3.1.5.3.1.3: TPM and Active Directory requests to a service in host-key mode.
+async fn other_mode() -> Response {
+    let reply = Reply::OperationModeError { expected_operation_mode: MODE_HOST_KEY, retryable: false };
+    (StatusCode::BAD_REQUEST, Json(reply)).into_response()
+}
+
+async fn get_info() -> Json<Reply> {
+    Json(Reply::service_info())
+}
+
+async fn signing_certificates(State(hgs): State<Arc<Hgs>>) -> Response {
+    ([(header::CONTENT_TYPE, "application/pkcs7-mime")], attest::signing_certificates(&hgs)).into_response()
+}
+
+async fn roll_transport_key(State(hgs): State<Arc<Hgs>>, Path(version): Path<String>, body: Bytes) -> Response {
+    let Some(version) = ApiVersion::from_path(&version) else {
+        return StatusCode::NOT_FOUND.into_response();
+    };
+    match roll::roll(&hgs, version, &body).await {
+        Ok(Ok(document)) => xml(StatusCode::OK, document),
+        Ok(Err(refusal)) => {
+            let status =
+                if refusal.code == HEALTH_CERTIFICATE { StatusCode::FORBIDDEN } else { StatusCode::BAD_REQUEST };
+            xml(status, ErrorDocument { code: refusal.code.to_owned(), message: refusal.message }.write())
+        }
+        Err(error) => {
+            log(&error);
+            // What is wrong inside is for the service's log, not for its callers.
+            let message = "the service could not decide; its admin finds the reason in its log".to_owned();
+            let document = ErrorDocument { code: SERVICE.to_owned(), message };
+            xml(StatusCode::SERVICE_UNAVAILABLE, document.write())
+        }
+    }
+}
+
+/// MS-KPS 3.1.5.1.2.
+async fn metadata(State(hgs): State<Arc<Hgs>>) -> Response {
+    xml(StatusCode::OK, hgs.guardian().to_xml())
+}
+
+fn xml(status: StatusCode, document: Vec<u8>) -> Response {
+    (status, [(header::CONTENT_TYPE, "application/xml; charset=utf-8")], document).into_response()
+}
+
+fn log(error: &Error) {
+    tracing::error!(error = error as &dyn std::error::Error, "the service failed");
+}

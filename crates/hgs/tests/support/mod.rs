@@ -1,0 +1,145 @@
+//! A real service on a port of its own, a registered host, an owner, and ways to send what no client sends.
+
+#![allow(dead_code, clippy::unwrap_used)]
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+
+use attestation::HostKey;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use hgs::client::HgsClient;
+use hgs::server::{self, Serving, Transport};
+use hgs::{Hgs, InitOptions};
+use key_protector::{Guardian, GuardianPublic, KeyKind, Protector, Role, TransportKey};
+use reqwest::StatusCode;
+use tempfile::TempDir;
+use time::{Duration, OffsetDateTime};
+use tokio::sync::oneshot;
+
+pub const HOST: &str = "host-1";
+const RSA_OAEP: &str = "http://www.w3.org/2009/xmlenc11#rsa-oaep";
+const AES_GCM: &str = "http://www.w3.org/2009/xmlenc11#aes256-gcm";
+
+pub struct World {
+    pub hgs: Arc<Hgs>,
+    pub host_key: HostKey,
+    pub owner: Guardian,
+    pub url: String,
+    pub address: SocketAddr,
+    /// Seconds that the service's clock is ahead.
+    ahead: Arc<AtomicI64>,
+    stop: Option<oneshot::Sender<()>>,
+    serving: Option<Serving>,
+    folder: TempDir,
+}
+
+pub fn now() -> OffsetDateTime {
+    OffsetDateTime::now_utc()
+}
+
+pub fn guardian(name: &str, role: Role, lifetime: Duration) -> Guardian {
+    Guardian::generate(name, role, KeyKind::Rsa2048, now() - Duration::hours(1), now() + lifetime).unwrap()
+}
+
+impl World {
+    pub async fn start() -> Self {
+        Self::over(Transport::Https).await
+    }
+
+    pub async fn over(transport: Transport) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let ahead = Arc::new(AtomicI64::new(0));
+        let clock = Arc::clone(&ahead);
+        let hgs = Hgs::init(&folder.path().join("hgs"), InitOptions::default())
+            .await
+            .unwrap()
+            .with_clock(move || now() + Duration::seconds(clock.load(Ordering::SeqCst)));
+        let hgs = Arc::new(hgs);
+        let host_key = HostKey::generate().unwrap();
+        hgs.add_host(HOST, host_key.public_pem().as_bytes()).await.unwrap();
+        let (stop, stopped) = oneshot::channel();
+        let shutdown = async {
+            let _ = stopped.await;
+        };
+        let serving =
+            server::serve(Arc::clone(&hgs), "127.0.0.1:0".parse().unwrap(), transport, shutdown).await.unwrap();
+        let address = serving.local_addr();
+        let scheme = if transport == Transport::Https { "https" } else { "http" };
+        World {
+            hgs,
+            host_key,
+            owner: guardian("tenant", Role::Owner, Duration::days(30)),
+            url: format!("{scheme}://127.0.0.1:{}", address.port()),
+            address,
+            ahead,
+            stop: Some(stop),
+            serving: Some(serving),
+            folder,
+        }
+    }
+
+    pub fn client(&self) -> HgsClient {
+        let ca = self.url.starts_with("https").then(|| self.hgs.ca_pem().as_bytes());
+        HgsClient::new(&self.url, ca).unwrap()
+    }
+
+    /// A protector of our owner for the service and whoever else.
+    pub fn protector(&self, others: &[GuardianPublic]) -> (Protector, TransportKey) {
+        let guardians: Vec<GuardianPublic> =
+            std::iter::once(self.hgs.guardian()).chain(others.iter().cloned()).collect();
+        Protector::new(&self.owner, &guardians, now()).unwrap()
+    }
+
+    pub fn dir(&self) -> PathBuf {
+        self.folder.path().join("hgs")
+    }
+
+    pub fn advance(&self, by: Duration) {
+        self.ahead.fetch_add(by.whole_seconds(), Ordering::SeqCst);
+    }
+
+    pub async fn shut_down(mut self) {
+        let _ = self.stop.take().unwrap().send(());
+        self.serving.take().unwrap().wait().await.unwrap();
+    }
+
+    pub async fn post(&self, path: &str, body: impl Into<Vec<u8>>) -> (StatusCode, String) {
+        let answer = self.raw().post(format!("{}{path}", self.url)).body(body.into()).send().await.unwrap();
+        (answer.status(), answer.text().await.unwrap())
+    }
+
+    pub async fn get(&self, path: &str) -> (StatusCode, Vec<u8>) {
+        let answer = self.raw().get(format!("{}{path}", self.url)).send().await.unwrap();
+        (answer.status(), answer.bytes().await.unwrap().to_vec())
+    }
+
+    fn raw(&self) -> reqwest::Client {
+        let ca = reqwest::Certificate::from_pem(self.hgs.ca_pem().as_bytes()).unwrap();
+        reqwest::Client::builder().tls_certs_only([ca]).no_proxy().build().unwrap()
+    }
+
+    /// The last row of the audit log: event, host, why.
+    pub async fn last(&self) -> (String, String, String) {
+        let entry = self.hgs.audit(1).await.unwrap().remove(0);
+        (entry.event, entry.host, entry.why)
+    }
+}
+
+/// MS-KPS 2.2.2.1, written by hand.
+pub fn roll_request(protector: &[u8], health_certificate: &[u8]) -> String {
+    format!(
+        "<?xml version=\"1.0\" encoding=\"utf-8\"?>\n\
+         <RollTransportKeyRequest xmlns=\"http://schemas.microsoft.com/kps/2014/07/service\">\n\
+         <IngressProtector>{}</IngressProtector>\n\
+         <HealthCertificate>{}</HealthCertificate>\n\
+         <TransferKeyEncryptionAlgorithm>{RSA_OAEP}</TransferKeyEncryptionAlgorithm>\n\
+         <WrappingKeyEncryptionAlgorithm>{AES_GCM}</WrappingKeyEncryptionAlgorithm>\n\
+         <TransportKeysEncryptionAlgorithm>{AES_GCM}</TransportKeysEncryptionAlgorithm>\n\
+         </RollTransportKeyRequest>\n",
+        STANDARD.encode(protector),
+        STANDARD.encode(health_certificate),
+    )
+}
