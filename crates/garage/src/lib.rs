@@ -1,1 +1,38 @@
-//! garage
+//! The RG disk: the VHDX on which a damaged VM travels into the repair garage and back (copy mode).
+//!
+//! ```text
+//!  host, exporting        VHDX file                      VMRE                host, reinstating
+//!  container::create ──▶ GPT │ dd-manifest │ dd-state │ dd-disk-N ──▶ device::Device ──▶ container::read
+//!                                                                     (kernel's view)     container::extract_disk
+//! ```
+//!
+//! Who distrusts whom: everything on the disk can be written by the tenant (from inside the VMRE) and by
+//! the fabric (from outside). Both sides therefore read a GPT, a manifest and a bundle, in user space,
+//! within fixed limits, and nothing else; a malformed byte is a typed error, never a panic.
+//!
+//! Key protectors, receipts and sealed state are opaque bytes here: this crate checks that they arrived as
+//! they were sent off (SHA-256), not what they mean. The digests guard against damage, not against an
+//! attacker, who can recompute them; against him stand the signatures and seals inside those bytes.
+//!
+//! All functions block. From async code call them in `tokio::task::spawn_blocking`; [`Cancel`] stops them.
+
+pub mod blocks;
+pub mod container;
+pub mod device;
+pub mod digest;
+mod error;
+pub mod layout;
+pub mod manifest;
+mod nbd;
+mod progress;
+mod qemu;
+pub mod state;
+
+pub use container::{Contents, Format, Source};
+pub use device::Device;
+pub use digest::Digest;
+pub use error::{Error, Result};
+pub use layout::{Layout, Partition};
+pub use manifest::{Direction, Disk, Manifest};
+pub use progress::{Cancel, Progress};
+pub use state::Bundle;

@@ -1,0 +1,208 @@
+//! Random access to an image through `qemu-nbd` on a private socket.
+//!
+//! This is how the host reads and writes the small parts of a VHDX and hashes disks: QEMU reads the
+//! format, memory stays constant, nothing is unpacked to a temporary file, and a hash costs one pass. The
+//! client speaks the fixed newstyle handshake with `NBD_OPT_EXPORT_NAME` and simple replies (NBD protocol,
+//! NetworkBlockDevice/nbd `doc/proto.md`), one request at a time. The server is our own child, but its
+//! answers are checked as if it were not.
+
+use std::ffi::OsStr;
+use std::io::{self, Read, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+
+use crate::blocks::{Blocks, check_range};
+use crate::error::{Error, Result};
+use crate::qemu::Running;
+
+const QEMU_NBD: &str = "qemu-nbd";
+/// How long the server may take to open its socket, and to answer one request.
+const START_DEADLINE: Duration = Duration::from_secs(30);
+const ANSWER_DEADLINE: Duration = Duration::from_secs(120);
+/// Largest request, well under what every server takes (32 MiB).
+const MAX_REQUEST: usize = 1 << 20;
+
+const INIT_MAGIC: &[u8; 8] = b"NBDMAGIC";
+const OPTION_MAGIC: &[u8; 8] = b"IHAVEOPT";
+const FIXED_NEWSTYLE_NO_ZEROES: u16 = 0b11;
+const OPT_EXPORT_NAME: u32 = 1;
+const REQUEST_MAGIC: u32 = 0x2560_9513;
+const REPLY_MAGIC: u32 = 0x6744_6698;
+
+#[derive(Clone, Copy)]
+#[repr(u16)]
+enum Request {
+    Read = 0,
+    Write = 1,
+    Disconnect = 2,
+    Flush = 3,
+}
+
+/// Whether the image may be changed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Access {
+    Read,
+    Write,
+}
+
+/// An image, or a part of one, as blocks.
+pub(crate) struct Nbd {
+    stream: UnixStream,
+    size: u64,
+    cookie: u64,
+    server: Running,
+    path: PathBuf,
+    /// Holds the socket; only this user can enter.
+    _folder: TempDir,
+}
+
+impl Nbd {
+    /// Serves the image that `opts` describes; `path` is for errors.
+    pub(crate) fn open(opts: &OsStr, path: &Path, access: Access) -> Result<Self> {
+        let folder = tempfile::Builder::new()
+            .prefix("drydock-nbd-")
+            .permissions(PermissionsExt::from_mode(0o700))
+            .tempdir()
+            .map_err(Error::io(path, "create a private folder"))?;
+        let socket = folder.path().join("socket");
+        let mut command = Command::new(QEMU_NBD);
+        command.arg("--image-opts").arg("--socket").arg(&socket);
+        if access == Access::Read {
+            command.arg("--read-only");
+        }
+        command.arg(opts).stdout(Stdio::null());
+        let mut server = Running::spawn(QEMU_NBD, command, path)?;
+        let stream = connect(&mut server, &socket, path)?;
+        let mut nbd = Self { stream, size: 0, cookie: 0, server, path: path.to_owned(), _folder: folder };
+        nbd.size = nbd.handshake().map_err(Error::io(path, "talk to qemu-nbd"))?;
+        Ok(nbd)
+    }
+
+    /// Ends the session and waits until the server has closed the image.
+    pub(crate) fn close(mut self) -> Result<()> {
+        let failed = Error::io(&self.path, "close through qemu-nbd");
+        let status = self.send(Request::Disconnect, 0, 0).and_then(|()| self.server.child.wait()).map_err(failed)?;
+        if status.success() {
+            return Ok(());
+        }
+        let path = self.path.clone();
+        Err(self.server.failure("close the image", &path, status))
+    }
+
+    fn handshake(&mut self) -> io::Result<u64> {
+        let greeting: [u8; 18] = self.receive()?;
+        let flags = u16::from_be_bytes([greeting[16], greeting[17]]);
+        if &greeting[..8] != INIT_MAGIC
+            || &greeting[8..16] != OPTION_MAGIC
+            || flags & FIXED_NEWSTYLE_NO_ZEROES != FIXED_NEWSTYLE_NO_ZEROES
+        {
+            return Err(protocol("unexpected greeting"));
+        }
+        let mut out = Vec::with_capacity(20);
+        out.extend_from_slice(&u32::from(FIXED_NEWSTYLE_NO_ZEROES).to_be_bytes());
+        out.extend_from_slice(OPTION_MAGIC);
+        out.extend_from_slice(&OPT_EXPORT_NAME.to_be_bytes());
+        // The export's name is empty.
+        out.extend_from_slice(&0u32.to_be_bytes());
+        self.stream.write_all(&out)?;
+        let answer: [u8; 10] = self.receive()?;
+        let [size @ .., _, _] = answer;
+        Ok(u64::from_be_bytes(size))
+    }
+
+    fn send(&mut self, request: Request, offset: u64, length: u32) -> io::Result<()> {
+        self.cookie = self.cookie.wrapping_add(1);
+        let mut out = Vec::with_capacity(28);
+        out.extend_from_slice(&REQUEST_MAGIC.to_be_bytes());
+        out.extend_from_slice(&0u16.to_be_bytes());
+        out.extend_from_slice(&(request as u16).to_be_bytes());
+        out.extend_from_slice(&self.cookie.to_be_bytes());
+        out.extend_from_slice(&offset.to_be_bytes());
+        out.extend_from_slice(&length.to_be_bytes());
+        self.stream.write_all(&out)
+    }
+
+    fn reply(&mut self) -> io::Result<()> {
+        let reply: [u8; 16] = self.receive()?;
+        let [m0, m1, m2, m3, e0, e1, e2, e3, cookie @ ..] = reply;
+        if u32::from_be_bytes([m0, m1, m2, m3]) != REPLY_MAGIC || u64::from_be_bytes(cookie) != self.cookie {
+            return Err(protocol("unexpected reply"));
+        }
+        match i32::from_be_bytes([e0, e1, e2, e3]) {
+            0 => Ok(()),
+            // NBD's error numbers are Linux's.
+            code => Err(io::Error::from_raw_os_error(code)),
+        }
+    }
+
+    fn receive<const N: usize>(&mut self) -> io::Result<[u8; N]> {
+        let mut bytes = [0u8; N];
+        self.stream.read_exact(&mut bytes)?;
+        Ok(bytes)
+    }
+}
+
+impl Blocks for Nbd {
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn read_at(&mut self, mut offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        check_range(self.size, offset, buf.len())?;
+        for piece in buf.chunks_mut(MAX_REQUEST) {
+            self.send(Request::Read, offset, piece.len() as u32)?;
+            self.reply()?;
+            self.stream.read_exact(piece)?;
+            offset += piece.len() as u64;
+        }
+        Ok(())
+    }
+
+    fn write_at(&mut self, mut offset: u64, data: &[u8]) -> io::Result<()> {
+        check_range(self.size, offset, data.len())?;
+        for piece in data.chunks(MAX_REQUEST) {
+            self.send(Request::Write, offset, piece.len() as u32)?;
+            self.stream.write_all(piece)?;
+            self.reply()?;
+            offset += piece.len() as u64;
+        }
+        Ok(())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.send(Request::Flush, 0, 0)?;
+        self.reply()
+    }
+}
+
+fn connect(server: &mut Running, socket: &Path, path: &Path) -> Result<UnixStream> {
+    let failed = || Error::io(path, "talk to qemu-nbd");
+    let deadline = Instant::now() + START_DEADLINE;
+    loop {
+        match UnixStream::connect(socket) {
+            Ok(stream) => {
+                stream
+                    .set_read_timeout(Some(ANSWER_DEADLINE))
+                    .and_then(|()| stream.set_write_timeout(Some(ANSWER_DEADLINE)))
+                    .map_err(failed())?;
+                return Ok(stream);
+            }
+            Err(error) if Instant::now() >= deadline => return Err(failed()(error)),
+            Err(_) => {}
+        }
+        if let Some(status) = server.child.try_wait().map_err(failed())? {
+            return Err(server.failure("open the image", path, status));
+        }
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn protocol(what: &'static str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, what)
+}
