@@ -1,1 +1,22 @@
-//! host
+//! The guarded-host agent: keeps VMs, gets their keys, starts and stops them, and answers on a unix socket.
+//!
+//! The agent distrusts everything that a tenant wrote (images, protectors, what comes back from a repair) and the
+//! VM's own files: what counts is the sealed record, which opens only under the VM's transport key.
+
+mod agent;
+pub mod api;
+pub mod client;
+mod console;
+mod create;
+pub mod durable;
+pub mod error;
+pub mod image;
+pub mod keys;
+pub mod server;
+pub mod service;
+pub mod store;
+pub mod wire;
+
+pub use agent::{Agent, Resealed, VmLock, check_record, open_record};
+pub use create::{free_space, record_of};
+pub use error::{Context, Error, Kind, Result};

@@ -1,0 +1,427 @@
+//! The guarded-host agent: the only process that holds a running VM's keys and its monitor.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use key_protector::{Protector, Rolled};
+use machine::accel::Verdict;
+use machine::record::SealedRecord;
+use machine::{DiskSpec, Policy, Running, StartOptions, VmSpec};
+use tokio::sync::OwnedMutexGuard;
+
+use crate::api::{AgentInfo, PowerState, VmStatus};
+use crate::console::Console;
+use crate::error::{Context, Error, Kind, Result};
+use crate::keys::KeySource;
+use crate::store::{Store, VmDir};
+use crate::wire::Events;
+
+/// How long a guest may take to shut down before the caller is told to use force.
+const SHUTDOWN: Duration = Duration::from_secs(90);
+
+/// A VM that runs under this agent.
+pub struct Live {
+    running: Running,
+    /// The policy in the sealed record that it was started with; what the files say does not count.
+    policy: Policy,
+    console: Option<Console>,
+}
+
+type Cell = Arc<tokio::sync::Mutex<Option<Live>>>;
+
+pub struct Agent {
+    store: Store,
+    keys: KeySource,
+    accel: Verdict,
+    cells: Mutex<HashMap<String, Cell>>,
+}
+
+/// Exclusive use of one VM. Everybody else is told that it is busy.
+pub struct VmLock {
+    dir: VmDir,
+    live: OwnedMutexGuard<Option<Live>>,
+}
+
+impl VmLock {
+    #[must_use]
+    pub fn dir(&self) -> &VmDir {
+        &self.dir
+    }
+
+    /// True while QEMU runs. A guest that switched itself off is noticed here.
+    pub fn is_running(&mut self) -> bool {
+        if self.live.as_mut().is_some_and(|live| !live.running.is_alive()) {
+            *self.live = None;
+        }
+        self.live.is_some()
+    }
+
+    /// Asks the guest to switch off and waits; with `force` the power is cut.
+    ///
+    /// # Errors
+    /// `WrongState` when the guest does not react in time.
+    pub async fn stop(&mut self, force: bool, events: &Events) -> Result<()> {
+        if !self.is_running() {
+            return Ok(());
+        }
+        let Some(live) = self.live.as_mut() else { return Ok(()) };
+        if force {
+            events.say("power-off", format!("cutting the power of {}", self.dir.name()));
+            live.running.kill().await;
+        } else {
+            events.say("shut-down", format!("asking {} to shut down", self.dir.name()));
+            live.running.shutdown(SHUTDOWN).await.map_err(|e| {
+                Error::new(Kind::WrongState, format!("{} did not shut down", self.dir.name()))
+                    .caused_by(&e)
+                    .remedy(format!("drydock vm stop {} --force", self.dir.name()))
+            })?;
+        }
+        *self.live = None;
+        Ok(())
+    }
+
+    /// Attaches a disk now if the VM runs, and at every later start.
+    ///
+    /// # Errors
+    /// When QEMU refuses.
+    pub async fn attach(&mut self, disk: &DiskSpec) -> Result<()> {
+        let mut attached = self.dir.attached()?;
+        if !attached.iter().any(|d| d.serial == disk.serial) {
+            attached.push(disk.clone());
+            self.dir.set_attached(&attached)?;
+        }
+        if self.is_running()
+            && let Some(live) = self.live.as_mut()
+            && !live.running.has_disk(&disk.serial)
+        {
+            live.running.attach_disk(disk).await.context(Kind::Internal, || {
+                format!("QEMU did not attach {} to {}", disk.path.display(), self.dir.name())
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Takes a disk out again, from the running VM too.
+    ///
+    /// # Errors
+    /// `WrongState` when the guest does not let go of it.
+    pub async fn detach(&mut self, serial: &str) -> Result<()> {
+        if self.is_running()
+            && let Some(live) = self.live.as_mut()
+            && live.running.has_disk(serial)
+        {
+            live.running.detach_disk(serial).await.map_err(|e| {
+                Error::new(Kind::WrongState, format!("{} does not let go of disk {serial}", self.dir.name()))
+                    .caused_by(&e)
+                    .remedy("finish or abort the recovery inside it first, or stop it")
+            })?;
+        }
+        let mut attached = self.dir.attached()?;
+        attached.retain(|d| d.serial != serial);
+        self.dir.set_attached(&attached)
+    }
+}
+
+impl Agent {
+    #[must_use]
+    pub fn new(store: Store, keys: KeySource, accel: Verdict) -> Self {
+        Agent { store, keys, accel, cells: Mutex::new(HashMap::new()) }
+    }
+
+    #[must_use]
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    #[must_use]
+    pub fn keys(&self) -> &KeySource {
+        &self.keys
+    }
+
+    #[must_use]
+    pub fn info(&self) -> AgentInfo {
+        let (mode, hgs) = match &self.keys {
+            KeySource::Hgs(guarded) => ("guarded", Some(guarded.url().to_owned())),
+            KeySource::Local(_) => ("local", None),
+        };
+        AgentInfo {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            mode: mode.to_owned(),
+            accelerator: self.accel.accel.to_string(),
+            accelerator_reason: self.accel.reason.clone(),
+            hgs,
+        }
+    }
+
+    fn cell(&self, name: &str) -> Cell {
+        let mut cells = self.cells.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(cells.entry(name.to_owned()).or_default())
+    }
+
+    /// Takes an existing VM for one operation.
+    ///
+    /// # Errors
+    /// `NotFound`, or `Busy` while another operation has it.
+    pub fn lock(&self, name: &str) -> Result<VmLock> {
+        let dir = self.store.vm(name)?;
+        self.lock_dir(dir)
+    }
+
+    /// Takes a name for one operation, whether there is a VM behind it or not.
+    ///
+    /// # Errors
+    /// `Busy` while another operation has it.
+    pub fn lock_dir(&self, dir: VmDir) -> Result<VmLock> {
+        match self.cell(dir.name()).try_lock_owned() {
+            Ok(live) => Ok(VmLock { dir, live }),
+            Err(_) => Err(Error::new(Kind::Busy, format!("another command is working on {}", dir.name()))
+                .remedy("wait for it to end, then run this one again")),
+        }
+    }
+
+    /// Starts a VM: the key is released, rolled, the sealed state moved under the new key, and only then QEMU
+    /// runs.
+    ///
+    /// # Errors
+    /// `KeyRelease` when no key comes, `Refused` when the sealed record says otherwise than the files.
+    pub async fn start(&self, vm: &mut VmLock, events: &Events) -> Result<()> {
+        let name = vm.dir.name().to_owned();
+        if vm.is_running() {
+            return Err(Error::new(Kind::WrongState, format!("{name} is running already")));
+        }
+        if let Some(hold) = vm.dir.hold()?
+            && !hold.may_start
+        {
+            return Err(Error::new(Kind::WrongState, format!("{name} cannot be started: {}", hold.reason))
+                .remedy(format!("drydock recovery status {name}")));
+        }
+        if let Some(pid) = machine::find_qemu(vm.dir.spec()?.id) {
+            return Err(Error::new(Kind::WrongState, format!("{name} still runs as process {pid} of an earlier agent"))
+                .remedy(format!("shut it down from inside, or drydock vm stop {name} --force")));
+        }
+        let spec = vm.dir.spec()?;
+        let current = vm.dir.current()?;
+        let protector = vm.dir.protector(current)?;
+        events.say("key-release", format!("asking for the key of {name}"));
+        let rolled = self.keys.roll(&protector).await?;
+        let record = open_record(&vm.dir, current, &rolled, &protector)?;
+        check_record(&spec, &record, current)?;
+        events.say("reseal", "sealing the state under the new transport key");
+        let next = self.reseal(&vm.dir, current, &rolled, record).await?;
+        let record = next.record;
+
+        let mut spec = spec;
+        spec.disks.extend(vm.dir.attached()?);
+        let options = StartOptions {
+            accel: self.accel.clone(),
+            log_dir: self.store.logs(&name),
+            console: record.policy == Policy::EncryptionSupported,
+        };
+        events.say("start", format!("starting {name} ({})", self.accel.accel));
+        let slot = vm.dir.slot(next.generation);
+        let mut running = Running::start(&spec, &slot, &rolled.egress, &record, options)
+            .await
+            .context(Kind::Internal, || format!("{name} did not start"))?;
+        let console = running.take_console().map(Console::spawn);
+        *vm.live = Some(Live { running, policy: record.policy, console });
+        Ok(())
+    }
+
+    /// Moves a VM's sealed state into the next slot, under the egress key, and puts that in force.
+    ///
+    /// # Errors
+    /// When it cannot be written; the old slot then stays in force.
+    pub async fn reseal(&self, dir: &VmDir, from: u64, rolled: &Rolled, record: SealedRecord) -> Result<Resealed> {
+        let generation = from
+            .checked_add(1)
+            .ok_or_else(|| Error::new(Kind::BadInput, format!("the generation of {} is exhausted", dir.name())))?;
+        let record = SealedRecord { generation, ..record };
+        let slot = dir.fresh_slot(generation)?;
+        machine::state::reseal(
+            &dir.slot(from),
+            &rolled.ingress,
+            &slot,
+            &rolled.egress,
+            &record,
+            &rolled.egress_protector.digest(),
+        )
+        .await
+        .context(Kind::Internal, || format!("cannot seal the state of {} again", dir.name()))?;
+        dir.write_protector(generation, &rolled.egress_protector)?;
+        dir.switch_to(generation, from)?;
+        Ok(Resealed { generation, record })
+    }
+
+    /// A stream to the console, for the policies that have one.
+    ///
+    /// # Errors
+    /// `Refused` for a shielded VM, whatever its files say.
+    pub async fn console(&self, name: &str) -> Result<tokio::net::UnixStream> {
+        let mut vm = self.lock(name)?;
+        if !vm.is_running() {
+            // The files are not to be trusted, but refusing on their word is safe.
+            if vm.dir.spec()?.policy == Policy::Shielded {
+                return Err(console_refused(name));
+            }
+            return Err(Error::new(Kind::WrongState, format!("{name} is off"))
+                .remedy(format!("drydock vm start {name}")));
+        }
+        let live = vm.live.as_ref().ok_or_else(|| console_refused(name))?;
+        match (&live.console, live.policy) {
+            (Some(console), Policy::EncryptionSupported) => {
+                console.attach().await.context(Kind::Internal, || format!("the console of {name} is gone"))
+            }
+            _ => Err(console_refused(name)),
+        }
+    }
+
+    /// Lowers or raises the policy of a VM that is off. Local mode only; the new policy is sealed under a new key.
+    ///
+    /// # Errors
+    /// `Refused` on a guarded host.
+    pub async fn set_policy(&self, vm: &mut VmLock, policy: Policy, events: &Events) -> Result<()> {
+        let name = vm.dir.name().to_owned();
+        if !self.keys.is_local() {
+            return Err(Error::new(Kind::Refused, format!("the policy of {name} cannot be changed on a guarded host"))
+                .remedy("its owner changes it where they hold a guardian's private key: in a repair garage"));
+        }
+        if vm.is_running() {
+            return Err(Error::new(Kind::WrongState, format!("{name} is running"))
+                .remedy(format!("drydock vm stop {name}")));
+        }
+        let mut spec = vm.dir.spec()?;
+        let current = vm.dir.current()?;
+        let protector = vm.dir.protector(current)?;
+        let rolled = self.keys.roll(&protector).await?;
+        let record = open_record(&vm.dir, current, &rolled, &protector)?;
+        // A run that was killed after the reseal left the file behind: the sealed policy is the true one.
+        spec.policy = record.policy;
+        check_record(&spec, &record, current)?;
+        events.say("reseal", "sealing the policy under a new transport key");
+        self.reseal(&vm.dir, current, &rolled, SealedRecord { policy, ..record }).await?;
+        spec.policy = policy;
+        vm.dir.write_spec(&spec)
+    }
+
+    /// # Errors
+    /// When its files are damaged.
+    pub fn status(&self, dir: &VmDir) -> Result<VmStatus> {
+        let spec = dir.spec()?;
+        let generation = dir.current()?;
+        let protector = dir.protector(generation)?;
+        let owner = protector.owner().signing_certificate();
+        let mut state = PowerState::Off;
+        let mut pid = None;
+        match self.cell(dir.name()).try_lock() {
+            Err(_) => state = PowerState::Busy,
+            Ok(mut live) => {
+                if let Some(live) = live.as_mut().filter(|live| live.running.is_alive()) {
+                    state = PowerState::Running;
+                    pid = Some(live.running.pid());
+                } else if let Some(orphan) = machine::find_qemu(spec.id) {
+                    state = PowerState::Orphaned;
+                    pid = Some(orphan);
+                }
+            }
+        }
+        Ok(VmStatus {
+            name: spec.name,
+            id: spec.id,
+            state,
+            policy: spec.policy,
+            memory_mib: spec.memory_mib,
+            vcpus: spec.vcpus,
+            nested: spec.nested,
+            switch: spec.nics.iter().map(|n| n.switch.clone()).collect(),
+            mac: spec.nics.iter().map(|n| n.mac.clone()).collect(),
+            disks: spec.disks.iter().map(|d| d.path.display().to_string()).collect(),
+            generation,
+            owner: owner.common_name().to_owned(),
+            owner_fingerprint: owner.fingerprint(),
+            recovery: dir.hold()?,
+            pid,
+        })
+    }
+
+    /// Stops every VM: asked first, then by force. For the end of the agent.
+    pub async fn stop_all(&self, events: &Events) {
+        let names: Vec<String> =
+            self.cells.lock().unwrap_or_else(PoisonError::into_inner).keys().cloned().collect();
+        let stops = names.into_iter().map(|name| async move {
+            let cell = self.cell(&name);
+            let Ok(dir) = self.store.vm_dir(&name) else { return };
+            let mut vm = VmLock { dir, live: cell.lock_owned().await };
+            if let Err(error) = vm.stop(false, events).await {
+                tracing::warn!(vm = name, %error, "cutting the power");
+                let _ = vm.stop(true, events).await;
+            }
+        });
+        // One after the other would take minutes on a full host.
+        futures_join(stops).await;
+    }
+}
+
+async fn futures_join(futures: impl Iterator<Item = impl Future<Output = ()>>) {
+    let mut pending: Vec<_> = futures.map(Box::pin).collect();
+    std::future::poll_fn(|cx| {
+        pending.retain_mut(|f| f.as_mut().poll(cx).is_pending());
+        if pending.is_empty() { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
+    })
+    .await;
+}
+
+/// A slot that was just put in force.
+pub struct Resealed {
+    pub generation: u64,
+    pub record: SealedRecord,
+}
+
+fn console_refused(name: &str) -> Error {
+    Error::new(Kind::Refused, format!("{name} is shielded: it has no console, and none can be opened on this host"))
+        .remedy(format!(
+            "its owner gets one in a repair garage: drydock recovery export {name} --to GARAGE"
+        ))
+}
+
+/// Opens the sealed record of a slot with the key that its protector released.
+///
+/// # Errors
+/// `Refused` when the record does not open or is not this VM's.
+pub fn open_record(dir: &VmDir, slot: u64, rolled: &Rolled, protector: &Protector) -> Result<SealedRecord> {
+    let id = dir.spec()?.id;
+    machine::state::open_record(&dir.slot(slot), &rolled.ingress, id, &protector.digest()).context(Kind::Refused, || {
+        format!(
+            "the sealed state of {} does not belong to its key protector: it was altered, or taken from another VM or time",
+            dir.name()
+        )
+    })
+}
+
+/// The files around the sealed record may have been edited; where they disagree with it, nothing starts.
+///
+/// # Errors
+/// `Refused`, naming the field.
+pub fn check_record(spec: &VmSpec, record: &SealedRecord, slot: u64) -> Result<()> {
+    let field = if record.policy != spec.policy {
+        Some("policy")
+    } else if record.generation != slot {
+        Some("generation")
+    } else if record.nics != spec.nics.iter().map(|n| n.mac.clone()).collect::<Vec<_>>() {
+        Some("nics")
+    } else if record.disks.len() != spec.disks.len()
+        || record.disks.iter().zip(&spec.disks).any(|(r, s)| r.serial != s.serial || r.size != s.size)
+    {
+        Some("disks")
+    } else {
+        None
+    };
+    match field {
+        None => Ok(()),
+        Some(field) => Err(Error::new(
+            Kind::Refused,
+            format!("{}: '{field}' in the VM's files is not what its owner sealed", spec.name),
+        )
+        .remedy("undo the edit; what is sealed can be changed by the owner only")),
+    }
+}

@@ -1,0 +1,115 @@
+//! A VM's serial console: drained always, so that the guest never blocks on it; one reader at a time; whoever
+//! connects first sees the last screenful.
+
+use std::collections::VecDeque;
+use std::io;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::sync::mpsc;
+
+const REPLAY: usize = 64 << 10;
+
+/// Handle to the task that owns the console's stream.
+pub struct Console {
+    clients: mpsc::Sender<UnixStream>,
+}
+
+impl Console {
+    /// Takes over the host's end of the VM's serial port.
+    #[must_use]
+    pub fn spawn(port: UnixStream) -> Self {
+        let (clients, incoming) = mpsc::channel(1);
+        tokio::spawn(async move {
+            if let Err(e) = drain(port, incoming).await {
+                tracing::debug!(error = %e, "a console ended");
+            }
+        });
+        Console { clients }
+    }
+
+    /// A new connection to the console; the one before it, if any, ends.
+    ///
+    /// # Errors
+    /// When the VM is gone.
+    pub async fn attach(&self) -> io::Result<UnixStream> {
+        let (ours, theirs) = UnixStream::pair()?;
+        self.clients.send(ours).await.map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe))?;
+        Ok(theirs)
+    }
+}
+
+async fn drain(mut port: UnixStream, mut incoming: mpsc::Receiver<UnixStream>) -> io::Result<()> {
+    let mut replay: VecDeque<u8> = VecDeque::with_capacity(REPLAY);
+    let mut client: Option<UnixStream> = None;
+    let mut from_guest = [0u8; 4096];
+    let mut from_client = [0u8; 4096];
+    loop {
+        tokio::select! {
+            read = port.read(&mut from_guest) => {
+                let read = read?;
+                if read == 0 {
+                    return Ok(());
+                }
+                let bytes = &from_guest[..read];
+                replay.extend(bytes);
+                let excess = replay.len().saturating_sub(REPLAY);
+                replay.drain(..excess);
+                if let Some(stream) = &mut client
+                    && stream.write_all(bytes).await.is_err()
+                {
+                    client = None;
+                }
+            }
+            Some(mut stream) = incoming.recv() => {
+                let (older, newer) = replay.as_slices();
+                let shown = stream.write_all(older).await.is_ok() && stream.write_all(newer).await.is_ok();
+                client = shown.then_some(stream);
+            }
+            read = read_from(&mut client, &mut from_client) => match read {
+                Ok(read) if read > 0 => port.write_all(&from_client[..read]).await?,
+                _ => client = None,
+            }
+        }
+    }
+}
+
+async fn read_from(client: &mut Option<UnixStream>, buffer: &mut [u8]) -> io::Result<usize> {
+    match client {
+        Some(stream) => stream.read(buffer).await,
+        None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[tokio::test]
+    async fn a_late_reader_sees_what_was_said_and_can_answer() {
+        let (mut guest, port) = UnixStream::pair().unwrap();
+        let console = Console::spawn(port);
+        guest.write_all(b"login: ").await.unwrap();
+        let mut first = console.attach().await.unwrap();
+        let mut seen = [0u8; 7];
+        first.read_exact(&mut seen).await.unwrap();
+        assert_eq!(&seen, b"login: ");
+        first.write_all(b"root\n").await.unwrap();
+        let mut typed = [0u8; 5];
+        guest.read_exact(&mut typed).await.unwrap();
+        assert_eq!(&typed, b"root\n");
+        let mut second = console.attach().await.unwrap();
+        second.read_exact(&mut seen).await.unwrap();
+        assert_eq!(first.read(&mut seen).await.unwrap(), 0, "the first reader was let go");
+    }
+
+    #[tokio::test]
+    async fn a_guest_that_talks_to_nobody_never_blocks() {
+        let (mut guest, port) = UnixStream::pair().unwrap();
+        let _console = Console::spawn(port);
+        for _ in 0..64 {
+            guest.write_all(&[b'x'; 64 << 10]).await.unwrap();
+        }
+    }
+}

@@ -1,0 +1,164 @@
+//! Where the agent gets transport keys from: a Host Guardian Service, or guardians on this machine.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use attestation::HostKey;
+use hgs::client::HgsClient;
+use key_protector::{Guardian, Protector, Rolled};
+use time::OffsetDateTime;
+use zeroize::Zeroizing;
+
+use crate::durable;
+use crate::error::{Context, Error, Kind, Result};
+
+const MAX_GUARDIAN: u64 = 256 << 10;
+
+/// Both ways to open a protector. Either way the answer is already rolled: the transport key that opened the
+/// state is never used again to seal it.
+pub enum KeySource {
+    /// A guarded host: the key comes over the network, after attestation.
+    Hgs(Box<Guarded>),
+    /// Local mode: guardians whose private keys are on this machine. How the repair garage runs a VM.
+    Local(LocalGuardians),
+}
+
+impl KeySource {
+    /// Unwraps the protector's transport key and rolls it.
+    ///
+    /// # Errors
+    /// `KeyRelease` with the HGS's or the protector's reason.
+    pub async fn roll(&self, protector: &Protector) -> Result<Rolled> {
+        match self {
+            KeySource::Hgs(guarded) => guarded.roll(protector).await,
+            KeySource::Local(local) => local.roll(protector),
+        }
+    }
+
+    #[must_use]
+    pub fn is_local(&self) -> bool {
+        matches!(self, KeySource::Local(_))
+    }
+}
+
+/// A guarded host's side of attestation and key protection.
+pub struct Guarded {
+    client: HgsClient,
+    host_key: HostKey,
+    url: String,
+}
+
+impl Guarded {
+    /// # Errors
+    /// `BadInput` for a URL or CA file that is not one.
+    pub fn new(url: &str, ca_pem: Option<&[u8]>, host_key: HostKey) -> Result<Self> {
+        let client = HgsClient::new(url, ca_pem)
+            .context(Kind::BadInput, || format!("cannot use the Host Guardian Service at {url}"))?;
+        Ok(Guarded { client, host_key, url: url.to_owned() })
+    }
+
+    #[must_use]
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    async fn roll(&self, protector: &Protector) -> Result<Rolled> {
+        // A health certificate per start: it costs one request, and a host that was removed from the HGS a
+        // minute ago gets nothing.
+        let health = self
+            .client
+            .attest(&self.host_key)
+            .await
+            .map_err(|e| release_error(format!("the Host Guardian Service at {} did not attest this host", self.url), &e))?;
+        self.client
+            .roll_transport_key(protector, &health)
+            .await
+            .map_err(|e| release_error(format!("the Host Guardian Service at {} did not release the key", self.url), &e))
+    }
+}
+
+fn release_error(message: String, cause: &hgs::client::Error) -> Error {
+    Error::new(Kind::KeyRelease, message).caused_by(cause).remedy(cause.remedy())
+}
+
+/// Guardians with private keys, one PEM file each, 0600, in one directory.
+pub struct LocalGuardians {
+    dir: PathBuf,
+}
+
+impl LocalGuardians {
+    #[must_use]
+    pub fn new(dir: PathBuf) -> Self {
+        LocalGuardians { dir }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.join(format!("{name}.pem"))
+    }
+
+    /// Keeps a guardian.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn add(&self, name: &str, guardian: &Guardian) -> Result<()> {
+        let path = self.path(name);
+        durable::write_atomic(&path, guardian.to_pem().as_bytes())
+            .context(Kind::Internal, || format!("cannot write {}", path.display()))
+    }
+
+    /// # Errors
+    /// `BadInput` when the file is damaged.
+    pub fn get(&self, name: &str) -> Result<Option<Guardian>> {
+        let path = self.path(name);
+        if path.exists() { load_guardian(&path).map(Some) } else { Ok(None) }
+    }
+
+    /// Destroys a guardian's private keys; one that is already gone is fine.
+    ///
+    /// # Errors
+    /// When the file cannot be overwritten or removed.
+    pub fn destroy(&self, name: &str) -> Result<()> {
+        let path = self.path(name);
+        durable::destroy_file(&path).context(Kind::Internal, || format!("cannot destroy {}", path.display()))
+    }
+
+    /// The first guardian here that the protector has a wrapping for.
+    ///
+    /// # Errors
+    /// `KeyRelease` when there is none.
+    pub fn for_protector(&self, protector: &Protector) -> Result<Guardian> {
+        let entries =
+            fs::read_dir(&self.dir).context(Kind::Internal, || format!("cannot list {}", self.dir.display()))?;
+        for entry in entries.flatten() {
+            let path = entry.path();
+            if path.extension().is_none_or(|e| e != "pem") {
+                continue;
+            }
+            let guardian = load_guardian(&path)?;
+            let mine = guardian.public().encryption().fingerprint();
+            if protector.wrappings().iter().any(|w| w.encryption_certificate().fingerprint() == mine) {
+                return Ok(guardian);
+            }
+        }
+        Err(Error::new(Kind::KeyRelease, "no guardian on this machine can open the VM's key protector")
+            .remedy("in a repair garage: bring the grant (`drydock recovery import --grant FILE`)"))
+    }
+
+    fn roll(&self, protector: &Protector) -> Result<Rolled> {
+        let guardian = self.for_protector(protector)?;
+        protector
+            .roll(&guardian, protector.wrappings(), OffsetDateTime::now_utc())
+            .context(Kind::KeyRelease, || {
+                format!("guardian '{}' cannot open the VM's key protector", guardian.public().name())
+            })
+    }
+}
+
+fn load_guardian(path: &Path) -> Result<Guardian> {
+    let bytes = durable::read_bounded(path, MAX_GUARDIAN)
+        .map(Zeroizing::new)
+        .context(Kind::BadInput, || format!("cannot read the guardian {}", path.display()))?;
+    let text = std::str::from_utf8(&bytes)
+        .context(Kind::BadInput, || format!("{} is not a guardian in PEM", path.display()))?;
+    Guardian::from_pem(text).context(Kind::BadInput, || format!("{} is not a guardian in PEM", path.display()))
+}

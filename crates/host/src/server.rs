@@ -1,0 +1,140 @@
+//! The unix socket: who may connect, one request a connection, progress, and consoles as raw streams.
+
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::sync::Arc;
+
+use serde_json::Value;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+use crate::error::{Context, Error, Kind, Result};
+use crate::wire::{Events, Line, MAX_REQUEST};
+
+/// What a request comes to.
+pub enum Outcome {
+    Value(Value),
+    /// The connection becomes this stream's.
+    Stream(UnixStream),
+}
+
+/// Who answers requests.
+pub trait Service: Send + Sync + 'static {
+    /// Answers one request; `line` is untrusted text.
+    fn call(&self, line: &[u8], events: Events) -> impl Future<Output = Result<Outcome>> + Send;
+}
+
+/// Serves until `shutdown` resolves, then lets running calls end.
+///
+/// # Errors
+/// When the socket cannot be made.
+pub async fn serve<S: Service>(socket: &Path, service: Arc<S>, shutdown: impl Future<Output = ()>) -> Result<()> {
+    let listener = bind(socket).context(Kind::Internal, || format!("cannot listen on {}", socket.display()))?;
+    let mut calls = JoinSet::new();
+    tokio::pin!(shutdown);
+    loop {
+        tokio::select! {
+            () = &mut shutdown => break,
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => {
+                    let service = Arc::clone(&service);
+                    calls.spawn(async move {
+                        if let Err(e) = connection(stream, &*service).await {
+                            tracing::debug!(error = %e, "a client went away");
+                        }
+                    });
+                }
+                Err(e) => tracing::warn!(error = %e, "cannot accept a connection"),
+            },
+            Some(_) = calls.join_next(), if !calls.is_empty() => {}
+        }
+    }
+    let _ = std::fs::remove_file(socket);
+    drop(listener);
+    while calls.join_next().await.is_some() {}
+    Ok(())
+}
+
+/// A socket that only its owner can open. A second agent on the same path is refused, a stale file is not.
+fn bind(socket: &Path) -> io::Result<UnixListener> {
+    if std::os::unix::net::UnixStream::connect(socket).is_ok() {
+        return Err(io::Error::new(io::ErrorKind::AddrInUse, "an agent already answers there"));
+    }
+    match std::fs::remove_file(socket) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+        _ => {}
+    }
+    if let Some(parent) = socket.parent() {
+        crate::durable::private_dir(parent)?;
+    }
+    // The mode is set by umask at bind time: no moment at which others could connect.
+    let old = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o177));
+    let listener = UnixListener::bind(socket);
+    rustix::process::umask(old);
+    let listener = listener?;
+    debug_assert_eq!(std::fs::metadata(socket)?.permissions().mode() & 0o077, 0);
+    Ok(listener)
+}
+
+async fn connection<S: Service>(mut stream: UnixStream, service: &S) -> io::Result<()> {
+    let peer = stream.peer_cred()?;
+    let me = rustix::process::geteuid().as_raw();
+    if peer.uid() != me && peer.uid() != 0 {
+        let refused = Error::new(Kind::Refused, format!("user {} may not talk to this agent", peer.uid()))
+            .remedy("run the command as root, or with sudo");
+        return send(&mut stream, &Line::Error(refused)).await;
+    }
+    let mut line = Vec::new();
+    {
+        let mut reader = BufReader::new((&mut stream).take(MAX_REQUEST));
+        reader.read_until(b'\n', &mut line).await?;
+    }
+    if line.last() != Some(&b'\n') {
+        let refused = Error::new(Kind::BadInput, format!("the request is not one line of at most {MAX_REQUEST} bytes"));
+        return send(&mut stream, &Line::Error(refused)).await;
+    }
+    let (sender, mut progress) = mpsc::channel(64);
+    let call = service.call(&line, Events::new(sender));
+    tokio::pin!(call);
+    let mut probe = [0u8; 1];
+    let mut client_left = false;
+    let outcome = loop {
+        tokio::select! {
+            outcome = &mut call => break outcome,
+            Some(report) = progress.recv() => {
+                if send(&mut stream, &Line::Progress(report)).await.is_err() {
+                    progress.close();
+                    client_left = true;
+                }
+            }
+            // The client says nothing more; end of file means that it left. The work is told, and ends at
+            // its next safe point rather than in the middle of a step.
+            read = stream.read(&mut probe), if !client_left => {
+                if !matches!(read, Ok(n) if n > 0) {
+                    progress.close();
+                    client_left = true;
+                }
+            }
+        }
+    };
+    while let Ok(report) = progress.try_recv() {
+        send(&mut stream, &Line::Progress(report)).await?;
+    }
+    match outcome {
+        Ok(Outcome::Value(value)) => send(&mut stream, &Line::Result(value)).await,
+        Ok(Outcome::Stream(mut other)) => {
+            send(&mut stream, &Line::Stream).await?;
+            tokio::io::copy_bidirectional(&mut stream, &mut other).await.map(drop)
+        }
+        Err(error) => send(&mut stream, &Line::Error(error)).await,
+    }
+}
+
+async fn send(stream: &mut UnixStream, line: &Line) -> io::Result<()> {
+    let mut bytes = serde_json::to_vec(line)?;
+    bytes.push(b'\n');
+    stream.write_all(&bytes).await
+}

@@ -1,0 +1,78 @@
+//! VM requests, dispatched.
+
+use serde_json::{Value, json};
+
+use crate::agent::Agent;
+use crate::api::VmRequest;
+use crate::error::{Context, Error, Kind, Result};
+use crate::server::Outcome;
+use crate::wire::Events;
+
+/// Answers one VM request.
+///
+/// # Errors
+/// Whatever the operation answers.
+pub async fn vm_request(agent: &Agent, request: VmRequest, events: &Events) -> Result<Outcome> {
+    let value = match request {
+        VmRequest::AgentInfo => to_value(&agent.info())?,
+        VmRequest::VmCreate(create) => {
+            let name = create.name.clone();
+            agent.create(create, events).await?;
+            status(agent, &name)?
+        }
+        VmRequest::VmStart { name } => {
+            agent.start(&mut agent.lock(&name)?, events).await?;
+            status(agent, &name)?
+        }
+        VmRequest::VmStop { name, force } => {
+            stop(agent, &name, force, events).await?;
+            status(agent, &name)?
+        }
+        VmRequest::VmList => {
+            let mut all = Vec::new();
+            for dir in agent.store().vms()? {
+                all.push(to_value(&agent.status(&dir)?)?);
+            }
+            Value::Array(all)
+        }
+        VmRequest::VmShow { name } => status(agent, &name)?,
+        VmRequest::VmDelete { name } => {
+            agent.delete(&name)?;
+            json!({ "deleted": name })
+        }
+        VmRequest::VmConsole { name } => return Ok(Outcome::Stream(agent.console(&name).await?)),
+        VmRequest::VmSetPolicy { name, policy } => {
+            agent.set_policy(&mut agent.lock(&name)?, policy, events).await?;
+            status(agent, &name)?
+        }
+    };
+    Ok(Outcome::Value(value))
+}
+
+async fn stop(agent: &Agent, name: &str, force: bool, events: &Events) -> Result<()> {
+    let mut vm = agent.lock(name)?;
+    if vm.is_running() {
+        return vm.stop(force, events).await;
+    }
+    match machine::find_qemu(vm.dir().spec()?.id) {
+        None => Ok(()),
+        Some(pid) if force => machine::end_orphan(pid)
+            .await
+            .context(Kind::Internal, || format!("cannot end process {pid}, the QEMU of {name}")),
+        Some(pid) => Err(Error::new(
+            Kind::WrongState,
+            format!("{name} runs as process {pid} of an earlier agent, which this one cannot ask to shut down"),
+        )
+        .remedy(format!("shut it down from inside, or drydock vm stop {name} --force"))),
+    }
+}
+
+fn status(agent: &Agent, name: &str) -> Result<Value> {
+    to_value(&agent.status(&agent.store().vm(name)?)?)
+}
+
+/// # Errors
+/// `Internal` when a value cannot be written as JSON.
+pub fn to_value<T: serde::Serialize>(value: &T) -> Result<Value> {
+    serde_json::to_value(value).context(Kind::Internal, || "an answer cannot be serialised".into())
+}

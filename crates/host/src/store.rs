@@ -1,0 +1,376 @@
+//! Where a host keeps its VMs.
+//!
+//! ```text
+//! STORE/vms/NAME/vm.json        the VM's shape (machine::VmSpec), not trusted: the sealed record is
+//! STORE/vms/NAME/current        number of the slot in force
+//! STORE/vms/NAME/slots/N/       protector.xml and the state sealed under its transport key
+//! STORE/vms/NAME/disk-0.qcow2   a disk, encrypted by the guest
+//! STORE/vms/NAME/hold.json      present while a recovery holds the VM
+//! STORE/vms/NAME/attached.json  disks attached for a recovery
+//! ```
+//!
+//! A slot is written whole, flushed, and only then named by `current`: a crash in between leaves the old one
+//! in force.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use key_protector::Protector;
+use machine::{DiskSpec, VmSpec};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::api::Hold;
+use crate::durable;
+use crate::error::{Context, Error, Kind, Result};
+
+const MAX_JSON: u64 = 256 << 10;
+const MAX_PROTECTOR: u64 = 1 << 20;
+
+/// The agent's directory.
+#[derive(Debug, Clone)]
+pub struct Store {
+    root: PathBuf,
+}
+
+impl Store {
+    /// Opens the store, making it 0700 when it is new.
+    ///
+    /// # Errors
+    /// When the directory cannot be made or is open to others.
+    pub fn open(root: &Path) -> Result<Self> {
+        use std::os::unix::fs::MetadataExt;
+        for dir in ["", "vms", "guardians", "recoveries", "logs"] {
+            let path = root.join(dir);
+            durable::private_dir(&path)
+                .context(Kind::Internal, || format!("cannot make the store directory {}", path.display()))?;
+        }
+        let meta = fs::metadata(root).context(Kind::Internal, || format!("cannot read {}", root.display()))?;
+        if meta.mode() & 0o077 != 0 {
+            return Err(Error::new(
+                Kind::Refused,
+                format!("{} can be entered by other users (mode {:o})", root.display(), meta.mode() & 0o777),
+            )
+            .remedy(format!("chmod 700 {}", root.display())));
+        }
+        Ok(Store { root: root.to_path_buf() })
+    }
+
+    #[must_use]
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    #[must_use]
+    pub fn guardians(&self) -> PathBuf {
+        self.root.join("guardians")
+    }
+
+    #[must_use]
+    pub fn recoveries(&self) -> PathBuf {
+        self.root.join("recoveries")
+    }
+
+    #[must_use]
+    pub fn logs(&self, vm: &str) -> PathBuf {
+        self.root.join("logs").join(vm)
+    }
+
+    /// The directory of a VM that need not exist. The name is checked: it becomes a path.
+    ///
+    /// # Errors
+    /// `BadInput` for a name that is not a VM name.
+    pub fn vm_dir(&self, name: &str) -> Result<VmDir> {
+        check_name(name)?;
+        Ok(VmDir { path: self.root.join("vms").join(name), name: name.to_owned() })
+    }
+
+    /// An existing VM.
+    ///
+    /// # Errors
+    /// `NotFound` when there is none of that name.
+    pub fn vm(&self, name: &str) -> Result<VmDir> {
+        let dir = self.vm_dir(name)?;
+        if dir.path.join("vm.json").is_file() {
+            return Ok(dir);
+        }
+        Err(Error::new(Kind::NotFound, format!("there is no VM named '{name}' on this host"))
+            .remedy("`drydock vm list` names those there are"))
+    }
+
+    /// All VMs, by name.
+    ///
+    /// # Errors
+    /// When the directory cannot be read.
+    pub fn vms(&self) -> Result<Vec<VmDir>> {
+        let dir = self.root.join("vms");
+        let mut found = Vec::new();
+        for entry in fs::read_dir(&dir).context(Kind::Internal, || format!("cannot list {}", dir.display()))? {
+            let entry = entry.context(Kind::Internal, || format!("cannot list {}", dir.display()))?;
+            if let Some(name) = entry.file_name().to_str()
+                && let Ok(vm) = self.vm(name)
+            {
+                found.push(vm);
+            }
+        }
+        found.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(found)
+    }
+}
+
+/// A VM's name: lower-case letters, digits and dashes, at most 63, because it becomes a path and a QEMU name.
+///
+/// # Errors
+/// `BadInput` naming the rule.
+pub fn check_name(name: &str) -> Result<()> {
+    let good = !name.is_empty()
+        && name.len() <= 63
+        && !name.starts_with('-')
+        && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
+    if good {
+        return Ok(());
+    }
+    Err(Error::new(Kind::BadInput, format!("'{}' is not a VM name", name.escape_debug()))
+        .remedy("use 1 to 63 of a-z, 0-9 and '-', not starting with '-'"))
+}
+
+/// One VM's directory.
+#[derive(Debug, Clone)]
+pub struct VmDir {
+    path: PathBuf,
+    name: String,
+}
+
+impl VmDir {
+    #[must_use]
+    pub fn at(path: PathBuf, name: String) -> Self {
+        VmDir { path, name }
+    }
+
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    #[must_use]
+    pub fn slot(&self, generation: u64) -> PathBuf {
+        self.path.join("slots").join(generation.to_string())
+    }
+
+    /// # Errors
+    /// `BadInput` naming the file when it is not a valid VM specification.
+    pub fn spec(&self) -> Result<VmSpec> {
+        let spec: VmSpec = read_json(&self.path.join("vm.json"))?;
+        spec.validate().context(Kind::BadInput, || {
+            format!("{} is not a valid VM specification", self.path.join("vm.json").display())
+        })?;
+        if spec.name != self.name {
+            return Err(Error::new(
+                Kind::BadInput,
+                format!("{}: field 'name' says '{}'", self.path.join("vm.json").display(), spec.name),
+            )
+            .remedy("the file was copied or edited; restore it"));
+        }
+        Ok(spec)
+    }
+
+    /// # Errors
+    /// When it cannot be written.
+    pub fn write_spec(&self, spec: &VmSpec) -> Result<()> {
+        write_json(&self.path.join("vm.json"), spec)
+    }
+
+    /// The slot in force.
+    ///
+    /// # Errors
+    /// `BadInput` when the file is damaged.
+    pub fn current(&self) -> Result<u64> {
+        let path = self.path.join("current");
+        let bytes =
+            durable::read_bounded(&path, 32).context(Kind::BadInput, || format!("cannot read {}", path.display()))?;
+        std::str::from_utf8(&bytes).ok().and_then(|text| text.trim().parse().ok()).ok_or_else(|| {
+            Error::new(Kind::BadInput, format!("{} does not hold a slot number", path.display()))
+                .remedy("write the number of the newest directory in slots/ into it")
+        })
+    }
+
+    /// Puts a complete, flushed slot in force and drops all but it and its predecessor.
+    ///
+    /// # Errors
+    /// When the file system refuses; the old slot then stays in force.
+    pub fn switch_to(&self, generation: u64, keep: u64) -> Result<()> {
+        durable::write_atomic(&self.path.join("current"), format!("{generation}\n").as_bytes())
+            .context(Kind::Internal, || format!("cannot put slot {generation} of {} in force", self.name))?;
+        let slots = self.path.join("slots");
+        let entries = fs::read_dir(&slots).context(Kind::Internal, || format!("cannot list {}", slots.display()))?;
+        for entry in entries.flatten() {
+            let number = entry.file_name().to_str().and_then(|n| n.parse::<u64>().ok());
+            if number.is_some_and(|n| n != generation && n != keep) {
+                // A slot left behind is sealed under a key of its own: no harm, only space.
+                let _ = fs::remove_dir_all(entry.path());
+            }
+        }
+        Ok(())
+    }
+
+    /// Starts a fresh slot directory, removing what a crash left there.
+    ///
+    /// # Errors
+    /// When the file system refuses.
+    pub fn fresh_slot(&self, generation: u64) -> Result<PathBuf> {
+        let slot = self.slot(generation);
+        let made = match fs::remove_dir_all(&slot) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e),
+            _ => durable::private_dir(&slot),
+        };
+        made.context(Kind::Internal, || format!("cannot make {}", slot.display()))?;
+        Ok(slot)
+    }
+
+    /// # Errors
+    /// `BadInput` naming the file when it is not a protector.
+    pub fn protector(&self, generation: u64) -> Result<Protector> {
+        let path = self.slot(generation).join("protector.xml");
+        let bytes = durable::read_bounded(&path, MAX_PROTECTOR)
+            .context(Kind::BadInput, || format!("cannot read the key protector {}", path.display()))?;
+        Protector::parse(&bytes)
+            .context(Kind::BadInput, || format!("{} is not a valid key protector", path.display()))
+    }
+
+    /// # Errors
+    /// When it cannot be written.
+    pub fn write_protector(&self, generation: u64, protector: &Protector) -> Result<()> {
+        let path = self.slot(generation).join("protector.xml");
+        durable::write_atomic(&path, &protector.to_xml())
+            .context(Kind::Internal, || format!("cannot write {}", path.display()))
+    }
+
+    /// # Errors
+    /// `BadInput` when the file is damaged.
+    pub fn hold(&self) -> Result<Option<Hold>> {
+        read_optional(&self.path.join("hold.json"))
+    }
+
+    /// # Errors
+    /// When it cannot be written.
+    pub fn set_hold(&self, hold: Option<&Hold>) -> Result<()> {
+        write_optional(&self.path.join("hold.json"), hold)
+    }
+
+    /// Disks attached for a recovery, beyond the VM's own.
+    ///
+    /// # Errors
+    /// `BadInput` when the file is damaged.
+    pub fn attached(&self) -> Result<Vec<DiskSpec>> {
+        Ok(read_optional(&self.path.join("attached.json"))?.unwrap_or_default())
+    }
+
+    /// # Errors
+    /// When it cannot be written.
+    pub fn set_attached(&self, disks: &[DiskSpec]) -> Result<()> {
+        let value = (!disks.is_empty()).then_some(disks);
+        write_optional(&self.path.join("attached.json"), value)
+    }
+
+    /// Removes the VM. The specification goes first, so that a half-removed VM is not a VM.
+    ///
+    /// # Errors
+    /// When the file system refuses.
+    pub fn remove(&self) -> Result<()> {
+        match fs::remove_file(self.path.join("vm.json")) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                return Err(e).context(Kind::Internal, || format!("cannot remove {}", self.path.display()));
+            }
+            _ => {}
+        }
+        match fs::remove_dir_all(&self.path) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                Err(e).context(Kind::Internal, || format!("cannot remove {}", self.path.display()))
+            }
+            _ => durable::sync_parent(&self.path)
+                .context(Kind::Internal, || format!("cannot flush the parent of {}", self.path.display())),
+        }
+    }
+}
+
+/// Reads a JSON file written by [`write_json`].
+///
+/// # Errors
+/// `BadInput` naming the file and, where serde knows it, the field.
+pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
+    let bytes =
+        durable::read_bounded(path, MAX_JSON).context(Kind::BadInput, || format!("cannot read {}", path.display()))?;
+    serde_json::from_slice(&bytes).context(Kind::BadInput, || format!("{} is damaged", path.display()))
+}
+
+/// Writes a JSON file durably, readable by its owner only.
+///
+/// # Errors
+/// When it cannot be written.
+pub fn write_json<T: Serialize + ?Sized>(path: &Path, value: &T) -> Result<()> {
+    let mut bytes = serde_json::to_vec_pretty(value)
+        .context(Kind::Internal, || format!("cannot serialise {}", path.display()))?;
+    bytes.push(b'\n');
+    durable::write_atomic(path, &bytes).context(Kind::Internal, || format!("cannot write {}", path.display()))
+}
+
+fn read_optional<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
+    if path.exists() { read_json(path).map(Some) } else { Ok(None) }
+}
+
+fn write_optional<T: Serialize + ?Sized>(path: &Path, value: Option<&T>) -> Result<()> {
+    match value {
+        Some(value) => write_json(path, value),
+        None => match fs::remove_file(path) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                Err(e).context(Kind::Internal, || format!("cannot remove {}", path.display()))
+            }
+            _ => durable::sync_parent(path)
+                .context(Kind::Internal, || format!("cannot flush the parent of {}", path.display())),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn names_that_would_leave_the_store_are_refused() {
+        for bad in ["", "..", "a/b", "../x", "A", "-x", "a,b", "x\n", &"a".repeat(64)] {
+            assert_eq!(check_name(bad).unwrap_err().kind, Kind::BadInput, "{bad:?}");
+        }
+        for good in ["a", "dvm", "vm-01", &"a".repeat(63)] {
+            check_name(good).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_store_that_others_can_enter_is_refused() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        let refused = Store::open(dir.path()).unwrap_err();
+        assert_eq!(refused.kind, Kind::Refused);
+        assert!(refused.remedy.unwrap().contains("chmod 700"));
+    }
+
+    #[test]
+    fn switching_slots_keeps_the_predecessor_only() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
+        let vm = Store::open(dir.path()).unwrap().vm_dir("x").unwrap();
+        for n in 1..=4 {
+            vm.fresh_slot(n).unwrap();
+            vm.switch_to(n, n - 1).unwrap();
+        }
+        assert_eq!(vm.current().unwrap(), 4);
+        assert!(vm.slot(3).exists() && !vm.slot(2).exists() && !vm.slot(1).exists());
+    }
+}
