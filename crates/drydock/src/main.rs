@@ -1,1 +1,55 @@
-fn main() {}
+//! The `drydock` command.
+
+mod agent_call;
+mod cli;
+mod guardian;
+mod hgs_service;
+mod host_service;
+mod keyring;
+mod output;
+mod protector;
+mod recovery_cmd;
+mod vm;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::cli::{Cli, Command};
+use crate::output::Output;
+
+fn main() -> ExitCode {
+    harden();
+    let cli = Cli::parse();
+    let out = Output::new(cli.json, cli.quiet);
+    tracing_subscriber::fmt()
+        .with_env_filter(
+            tracing_subscriber::EnvFilter::try_from_env("DRYDOCK_LOG")
+                .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn,drydock=info,host=info,hgs=info")),
+        )
+        .with_writer(std::io::stderr)
+        .init();
+    let done = match cli.command {
+        Command::Vm(command) => vm::run(command, &cli.socket, &out),
+        Command::Guardian(command) => guardian::run(command, &out),
+        Command::Protector(command) => protector::run(command, &out),
+        Command::Recovery(command) => recovery_cmd::run(command, &cli.socket, &out),
+        Command::Hgs(command) => hgs_service::run(command, &out),
+        Command::Host(command) => host_service::run(command, &cli.socket, &out),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            out.error(&error);
+            ExitCode::from(error.kind.exit_code())
+        }
+    }
+}
+
+/// Keys pass through this process: no core dumps, no ptrace by others of the same user.
+fn harden() {
+    let none = rustix::process::Rlimit { current: Some(0), maximum: Some(0) };
+    let _ = rustix::process::setrlimit(rustix::process::Resource::Core, none);
+    let _ = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable);
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
+}

@@ -100,18 +100,31 @@ pub fn create(
 /// QEMU's lock refuses a VHDX that a VM still has open. [`Error::DirtyLog`] asks for [`replay_log`].
 pub fn read(path: &Path) -> Result<Contents> {
     let mut vhdx = Nbd::open(&image_opts(path, Format::Vhdx, None), path, Access::Read)?;
-    let layout = Layout::read(&mut vhdx).map_err(Error::layout(path))?;
-    let manifest = {
-        let mut part = slice(&mut vhdx, layout.manifest(), path)?;
-        manifest::read(&mut part).map_err(Error::manifest(path))?
-    };
-    manifest.check_layout(&layout).map_err(Error::manifest(path))?;
+    let (layout, manifest) = read_head(&mut vhdx, path)?;
     let bundle = {
         let mut part = slice(&mut vhdx, layout.state(), path)?;
         state::read(&mut part, manifest.state_sha256).map_err(Error::state(path))?
     };
     vhdx.close()?;
     Ok(Contents { layout, manifest, bundle })
+}
+
+/// Reads and checks GPT and manifest of an RG disk that a running VM has, through the NBD server of its QEMU.
+pub fn peek(socket: &Path) -> Result<Manifest> {
+    let mut disk = Nbd::join(socket)?;
+    let (_, manifest) = read_head(&mut disk, socket)?;
+    disk.close()?;
+    Ok(manifest)
+}
+
+fn read_head(disk: &mut Nbd, path: &Path) -> Result<(Layout, Manifest)> {
+    let layout = Layout::read(disk).map_err(Error::layout(path))?;
+    let manifest = {
+        let mut part = slice(disk, layout.manifest(), path)?;
+        manifest::read(&mut part).map_err(Error::manifest(path))?
+    };
+    manifest.check_layout(&layout).map_err(Error::manifest(path))?;
+    Ok((layout, manifest))
 }
 
 /// Replays the log of a VHDX whose VM was killed. Refused by QEMU's lock while a VM has it open.

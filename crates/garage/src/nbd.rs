@@ -56,10 +56,9 @@ pub(crate) struct Nbd {
     stream: UnixStream,
     size: u64,
     cookie: u64,
-    server: Running,
     path: PathBuf,
-    /// Holds the socket; only this user can enter.
-    _folder: TempDir,
+    /// Our own server and the folder of its socket, which only this user can enter.
+    server: Option<(Running, TempDir)>,
 }
 
 impl Nbd {
@@ -79,20 +78,35 @@ impl Nbd {
         command.arg(opts).stdout(Stdio::null());
         let mut server = Running::spawn(QEMU_NBD, command, path)?;
         let stream = connect(&mut server, &socket, path)?;
-        let mut nbd = Self { stream, size: 0, cookie: 0, server, path: path.to_owned(), _folder: folder };
-        nbd.size = nbd.handshake().map_err(Error::io(path, "talk to qemu-nbd"))?;
+        Self::greet(stream, path, Some((server, folder)))
+    }
+
+    /// Reads from a server that somebody else runs.
+    pub(crate) fn join(socket: &Path) -> Result<Self> {
+        let stream = UnixStream::connect(socket)
+            .and_then(with_deadlines)
+            .map_err(Error::io(socket, "talk to the NBD server at"))?;
+        Self::greet(stream, socket, None)
+    }
+
+    fn greet(stream: UnixStream, path: &Path, server: Option<(Running, TempDir)>) -> Result<Self> {
+        let mut nbd = Self { stream, size: 0, cookie: 0, path: path.to_owned(), server };
+        nbd.size = nbd.handshake().map_err(Error::io(path, "talk to the NBD server of"))?;
         Ok(nbd)
     }
 
     /// Ends the session and waits until the server has closed the image.
     pub(crate) fn close(mut self) -> Result<()> {
         let failed = Error::io(&self.path, "close through qemu-nbd");
-        let status = self.send(Request::Disconnect, 0, 0).and_then(|()| self.server.child.wait()).map_err(failed)?;
+        let sent = self.send(Request::Disconnect, 0, 0);
+        let Some((server, _folder)) = &mut self.server else {
+            return sent.map_err(failed);
+        };
+        let status = sent.and_then(|()| server.child.wait()).map_err(failed)?;
         if status.success() {
             return Ok(());
         }
-        let path = self.path.clone();
-        Err(self.server.failure("close the image", &path, status))
+        Err(server.failure("close the image", &self.path, status))
     }
 
     fn handshake(&mut self) -> io::Result<u64> {
@@ -186,13 +200,7 @@ fn connect(server: &mut Running, socket: &Path, path: &Path) -> Result<UnixStrea
     let deadline = Instant::now() + START_DEADLINE;
     loop {
         match UnixStream::connect(socket) {
-            Ok(stream) => {
-                stream
-                    .set_read_timeout(Some(ANSWER_DEADLINE))
-                    .and_then(|()| stream.set_write_timeout(Some(ANSWER_DEADLINE)))
-                    .map_err(failed())?;
-                return Ok(stream);
-            }
+            Ok(stream) => return with_deadlines(stream).map_err(failed()),
             Err(error) if Instant::now() >= deadline => return Err(failed()(error)),
             Err(_) => {}
         }
@@ -201,6 +209,12 @@ fn connect(server: &mut Running, socket: &Path, path: &Path) -> Result<UnixStrea
         }
         thread::sleep(Duration::from_millis(5));
     }
+}
+
+fn with_deadlines(stream: UnixStream) -> io::Result<UnixStream> {
+    stream.set_read_timeout(Some(ANSWER_DEADLINE))?;
+    stream.set_write_timeout(Some(ANSWER_DEADLINE))?;
+    Ok(stream)
 }
 
 fn protocol(what: &'static str) -> io::Error {

@@ -1,6 +1,7 @@
 //! The guarded-host agent: the only process that holds a running VM's keys and its monitor.
 
 use std::collections::HashMap;
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -21,7 +22,7 @@ use crate::wire::Events;
 const SHUTDOWN: Duration = Duration::from_secs(90);
 
 /// A VM that runs under this agent.
-pub struct Live {
+pub(crate) struct Live {
     running: Running,
     /// The policy in the sealed record that it was started with; what the files say does not count.
     policy: Policy,
@@ -100,6 +101,27 @@ impl VmLock {
             })?;
         }
         Ok(())
+    }
+
+    /// Lets `work` read an attached disk of the running VM through a socket, beside the guest. `None` when the VM
+    /// is off: then the image itself can be read.
+    ///
+    /// # Errors
+    /// When QEMU refuses.
+    pub async fn beside<T>(&mut self, serial: &str, work: impl AsyncFnOnce(&Path) -> T) -> Result<Option<T>> {
+        if !self.is_running() {
+            return Ok(None);
+        }
+        let Some(live) = self.live.as_ref().filter(|live| live.running.has_disk(serial)) else { return Ok(None) };
+        let folder = tempfile::tempdir().context(Kind::Internal, || "cannot make a folder for a socket".into())?;
+        let socket = folder.path().join("nbd");
+        live.running
+            .serve_disk(serial, &socket)
+            .await
+            .context(Kind::Internal, || format!("cannot read disk {serial} beside {}", self.dir.name()))?;
+        let result = work(&socket).await;
+        live.running.stop_serving().await;
+        Ok(Some(result))
     }
 
     /// Takes a disk out again, from the running VM too.
@@ -197,8 +219,11 @@ impl Agent {
                 .remedy(format!("drydock recovery status {name}")));
         }
         if let Some(pid) = machine::find_qemu(vm.dir.spec()?.id) {
-            return Err(Error::new(Kind::WrongState, format!("{name} still runs as process {pid} of an earlier agent"))
-                .remedy(format!("shut it down from inside, or drydock vm stop {name} --force")));
+            return Err(Error::new(
+                Kind::WrongState,
+                format!("{name} still runs as process {pid} of an earlier agent"),
+            )
+            .remedy(format!("shut it down from inside, or drydock vm stop {name} --force")));
         }
         let spec = vm.dir.spec()?;
         let current = vm.dir.current()?;
@@ -264,8 +289,9 @@ impl Agent {
             if vm.dir.spec()?.policy == Policy::Shielded {
                 return Err(console_refused(name));
             }
-            return Err(Error::new(Kind::WrongState, format!("{name} is off"))
-                .remedy(format!("drydock vm start {name}")));
+            return Err(
+                Error::new(Kind::WrongState, format!("{name} is off")).remedy(format!("drydock vm start {name}"))
+            );
         }
         let live = vm.live.as_ref().ok_or_else(|| console_refused(name))?;
         match (&live.console, live.policy) {
@@ -287,8 +313,9 @@ impl Agent {
                 .remedy("its owner changes it where they hold a guardian's private key: in a repair garage"));
         }
         if vm.is_running() {
-            return Err(Error::new(Kind::WrongState, format!("{name} is running"))
-                .remedy(format!("drydock vm stop {name}")));
+            return Err(
+                Error::new(Kind::WrongState, format!("{name} is running")).remedy(format!("drydock vm stop {name}"))
+            );
         }
         let mut spec = vm.dir.spec()?;
         let current = vm.dir.current()?;
@@ -346,8 +373,7 @@ impl Agent {
 
     /// Stops every VM: asked first, then by force. For the end of the agent.
     pub async fn stop_all(&self, events: &Events) {
-        let names: Vec<String> =
-            self.cells.lock().unwrap_or_else(PoisonError::into_inner).keys().cloned().collect();
+        let names: Vec<String> = self.cells.lock().unwrap_or_else(PoisonError::into_inner).keys().cloned().collect();
         let stops = names.into_iter().map(|name| async move {
             let cell = self.cell(&name);
             let Ok(dir) = self.store.vm_dir(&name) else { return };
@@ -379,9 +405,7 @@ pub struct Resealed {
 
 fn console_refused(name: &str) -> Error {
     Error::new(Kind::Refused, format!("{name} is shielded: it has no console, and none can be opened on this host"))
-        .remedy(format!(
-            "its owner gets one in a repair garage: drydock recovery export {name} --to GARAGE"
-        ))
+        .remedy(format!("its owner gets one in a repair garage: drydock recovery export {name} --to GARAGE"))
 }
 
 /// Opens the sealed record of a slot with the key that its protector released.

@@ -11,14 +11,14 @@ use tokio::sync::mpsc;
 const REPLAY: usize = 64 << 10;
 
 /// Handle to the task that owns the console's stream.
-pub struct Console {
+pub(crate) struct Console {
     clients: mpsc::Sender<UnixStream>,
 }
 
 impl Console {
     /// Takes over the host's end of the VM's serial port.
     #[must_use]
-    pub fn spawn(port: UnixStream) -> Self {
+    pub(crate) fn spawn(port: UnixStream) -> Self {
         let (clients, incoming) = mpsc::channel(1);
         tokio::spawn(async move {
             if let Err(e) = drain(port, incoming).await {
@@ -32,7 +32,7 @@ impl Console {
     ///
     /// # Errors
     /// When the VM is gone.
-    pub async fn attach(&self) -> io::Result<UnixStream> {
+    pub(crate) async fn attach(&self) -> io::Result<UnixStream> {
         let (ours, theirs) = UnixStream::pair()?;
         self.clients.send(ours).await.map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe))?;
         Ok(theirs)

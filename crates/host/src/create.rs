@@ -43,13 +43,7 @@ impl Agent {
         made
     }
 
-    async fn create_in(
-        &self,
-        lock: &VmLock,
-        request: CreateVm,
-        protector: &Protector,
-        events: &Events,
-    ) -> Result<()> {
+    async fn create_in(&self, lock: &VmLock, request: CreateVm, protector: &Protector, events: &Events) -> Result<()> {
         let dir = lock.dir();
         dir.remove()?;
         crate::durable::private_dir(dir.path())
@@ -100,8 +94,9 @@ impl Agent {
     pub fn delete(&self, name: &str) -> Result<()> {
         let mut vm = self.lock(name)?;
         if vm.is_running() {
-            return Err(Error::new(Kind::WrongState, format!("{name} is running"))
-                .remedy(format!("drydock vm stop {name}")));
+            return Err(
+                Error::new(Kind::WrongState, format!("{name} is running")).remedy(format!("drydock vm stop {name}"))
+            );
         }
         if let Some(hold) = vm.dir().hold()? {
             return Err(Error::new(Kind::WrongState, format!("{name} cannot be deleted: {}", hold.reason))
@@ -131,7 +126,6 @@ fn mac_of(id: Uuid) -> String {
     let b = id.as_bytes();
     format!("52:54:00:{:02x}:{:02x}:{:02x}", b[0], b[1], b[2])
 }
-
 
 /// Free bytes on the file system that holds `path`.
 ///

@@ -73,6 +73,15 @@ impl Error {
         Error { kind, message: message.into(), remedy: None, causes: Vec::new() }
     }
 
+    /// A foreign error that says what went wrong by itself, with the chain of causes below it.
+    pub fn of(kind: Kind, error: &(dyn std::error::Error + 'static)) -> Self {
+        let mut lifted = Error::new(kind, error.to_string());
+        if let Some(cause) = error.source() {
+            lifted = lifted.caused_by(cause);
+        }
+        lifted
+    }
+
     /// Adds the next step.
     #[must_use]
     pub fn remedy(mut self, remedy: impl Into<String>) -> Self {

@@ -50,8 +50,11 @@ pub async fn info(path: &Path) -> Result<ImageInfo> {
             .remedy("flatten it first: qemu-img convert -O qcow2 IMAGE FLAT"));
     }
     if !["raw", "qcow2", "vhdx"].contains(&info.format.as_str()) {
-        return Err(Error::new(Kind::BadInput, format!("{}: format '{}' is not supported", path.display(), info.format))
-            .remedy("convert it to qcow2, raw or VHDX"));
+        return Err(Error::new(
+            Kind::BadInput,
+            format!("{}: format '{}' is not supported", path.display(), info.format),
+        )
+        .remedy("convert it to qcow2, raw or VHDX"));
     }
     Ok(info)
 }
@@ -71,18 +74,14 @@ pub async fn import(source: &Path, target: &Path, events: &Events) -> Result<Ima
         .kill_on_drop(true)
         .spawn()
         .map_err(missing_qemu_img)?;
-    let mut stdout = child
-        .stdout
-        .take()
-        .ok_or_else(|| Error::new(Kind::Internal, "qemu-img has no standard output"))?;
+    let mut stdout =
+        child.stdout.take().ok_or_else(|| Error::new(Kind::Internal, "qemu-img has no standard output"))?;
     let mut text = String::new();
     let mut buffer = [0u8; 256];
     let name = source.file_name().unwrap_or_default().to_string_lossy().into_owned();
     loop {
-        let read = stdout
-            .read(&mut buffer)
-            .await
-            .context(Kind::Internal, || "cannot read qemu-img's progress".into())?;
+        let read =
+            stdout.read(&mut buffer).await.context(Kind::Internal, || "cannot read qemu-img's progress".into())?;
         if read == 0 {
             break;
         }
@@ -99,8 +98,7 @@ pub async fn import(source: &Path, target: &Path, events: &Events) -> Result<Ima
         let keep = text.len().saturating_sub(32);
         text.drain(..text.floor_char_boundary(keep));
     }
-    let output =
-        child.wait_with_output().await.context(Kind::Internal, || "cannot wait for qemu-img".into())?;
+    let output = child.wait_with_output().await.context(Kind::Internal, || "cannot wait for qemu-img".into())?;
     if !output.status.success() {
         let _ = std::fs::remove_file(target);
         let said = String::from_utf8_lossy(&output.stderr);

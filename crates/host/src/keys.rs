@@ -65,15 +65,12 @@ impl Guarded {
     async fn roll(&self, protector: &Protector) -> Result<Rolled> {
         // A health certificate per start: it costs one request, and a host that was removed from the HGS a
         // minute ago gets nothing.
-        let health = self
-            .client
-            .attest(&self.host_key)
-            .await
-            .map_err(|e| release_error(format!("the Host Guardian Service at {} did not attest this host", self.url), &e))?;
-        self.client
-            .roll_transport_key(protector, &health)
-            .await
-            .map_err(|e| release_error(format!("the Host Guardian Service at {} did not release the key", self.url), &e))
+        let health = self.client.attest(&self.host_key).await.map_err(|e| {
+            release_error(format!("the Host Guardian Service at {} did not attest this host", self.url), &e)
+        })?;
+        self.client.roll_transport_key(protector, &health).await.map_err(|e| {
+            release_error(format!("the Host Guardian Service at {} did not release the key", self.url), &e)
+        })
     }
 }
 
@@ -146,11 +143,9 @@ impl LocalGuardians {
 
     fn roll(&self, protector: &Protector) -> Result<Rolled> {
         let guardian = self.for_protector(protector)?;
-        protector
-            .roll(&guardian, protector.wrappings(), OffsetDateTime::now_utc())
-            .context(Kind::KeyRelease, || {
-                format!("guardian '{}' cannot open the VM's key protector", guardian.public().name())
-            })
+        protector.roll(&guardian, protector.wrappings(), OffsetDateTime::now_utc()).context(Kind::KeyRelease, || {
+            format!("guardian '{}' cannot open the VM's key protector", guardian.public().name())
+        })
     }
 }
 

@@ -27,12 +27,18 @@ pub trait Service: Send + Sync + 'static {
     fn call(&self, line: &[u8], events: Events) -> impl Future<Output = Result<Outcome>> + Send;
 }
 
-/// Serves until `shutdown` resolves, then lets running calls end.
+/// Serves until `shutdown` resolves, then lets running calls end. `ready` is called once clients can connect.
 ///
 /// # Errors
 /// When the socket cannot be made.
-pub async fn serve<S: Service>(socket: &Path, service: Arc<S>, shutdown: impl Future<Output = ()>) -> Result<()> {
+pub async fn serve<S: Service>(
+    socket: &Path,
+    service: Arc<S>,
+    ready: impl FnOnce(),
+    shutdown: impl Future<Output = ()>,
+) -> Result<()> {
     let listener = bind(socket).context(Kind::Internal, || format!("cannot listen on {}", socket.display()))?;
+    ready();
     let mut calls = JoinSet::new();
     tokio::pin!(shutdown);
     loop {

@@ -238,8 +238,7 @@ impl VmDir {
         let path = self.slot(generation).join("protector.xml");
         let bytes = durable::read_bounded(&path, MAX_PROTECTOR)
             .context(Kind::BadInput, || format!("cannot read the key protector {}", path.display()))?;
-        Protector::parse(&bytes)
-            .context(Kind::BadInput, || format!("{} is not a valid key protector", path.display()))
+        Protector::parse(&bytes).context(Kind::BadInput, || format!("{} is not a valid key protector", path.display()))
     }
 
     /// # Errors
@@ -313,8 +312,8 @@ pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
 /// # Errors
 /// When it cannot be written.
 pub fn write_json<T: Serialize + ?Sized>(path: &Path, value: &T) -> Result<()> {
-    let mut bytes = serde_json::to_vec_pretty(value)
-        .context(Kind::Internal, || format!("cannot serialise {}", path.display()))?;
+    let mut bytes =
+        serde_json::to_vec_pretty(value).context(Kind::Internal, || format!("cannot serialise {}", path.display()))?;
     bytes.push(b'\n');
     durable::write_atomic(path, &bytes).context(Kind::Internal, || format!("cannot write {}", path.display()))
 }

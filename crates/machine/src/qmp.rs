@@ -33,6 +33,9 @@ pub(crate) enum Command {
     BlockdevDel,
     DeviceAdd,
     DeviceDel,
+    NbdServerStart,
+    NbdServerStop,
+    BlockExportAdd,
 }
 
 impl Command {
@@ -46,6 +49,9 @@ impl Command {
             Self::BlockdevDel => "blockdev-del",
             Self::DeviceAdd => "device_add",
             Self::DeviceDel => "device_del",
+            Self::NbdServerStart => "nbd-server-start",
+            Self::NbdServerStop => "nbd-server-stop",
+            Self::BlockExportAdd => "block-export-add",
         }
     }
 }

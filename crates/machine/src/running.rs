@@ -266,6 +266,38 @@ impl Running {
         self.qmp.execute(Command::BlockdevDel, json!({"node-name": qemu::disk_node(index)})).await.map(|_| ())
     }
 
+    /// Serves an attached disk over NBD, to be read beside the guest. `socket` must be in a folder that nobody
+    /// else can enter. End it with [`Running::stop_serving`].
+    ///
+    /// # Errors
+    /// [`Error::DiskAttachment`] for a disk that is not attached or is part of the VM.
+    pub async fn serve_disk(&self, serial: &str, socket: &Path) -> Result<()> {
+        let refuse = |reason| Error::DiskAttachment { serial: serial.to_owned(), reason };
+        let index = match self.disks().attached.iter().find(|d| d.serial == serial) {
+            None => return Err(refuse("is not attached")),
+            Some(disk) if disk.sealed => return Err(refuse("is part of the VM and is shown to nobody")),
+            Some(disk) if disk.busy => return Err(refuse("is being attached or detached")),
+            Some(disk) => disk.index,
+        };
+        let address = json!({"type": "unix", "data": {"path": socket}});
+        self.qmp.execute(Command::NbdServerStart, json!({"addr": address})).await?;
+        let export = json!({
+            "type": "nbd", "id": "served", "node-name": qemu::disk_node(index), "name": "", "writable": false,
+        });
+        let served = self.qmp.execute(Command::BlockExportAdd, export).await;
+        if served.is_err() {
+            self.stop_serving().await;
+        }
+        served.map(|_| ())
+    }
+
+    /// Ends [`Running::serve_disk`].
+    pub async fn stop_serving(&self) {
+        if let Err(error) = self.qmp.execute(Command::NbdServerStop, json!({})).await {
+            tracing::warn!(%error, "QEMU goes on serving a disk");
+        }
+    }
+
     async fn drop_node(&self, node: &str) {
         let arguments = json!({"node-name": node});
         if let Err(error) = self.qmp.execute(Command::BlockdevDel, arguments).await {

@@ -1,1 +1,30 @@
-//! recovery
+//! A recovery: seven commands, each a list of journaled steps that can be killed anywhere and run again.
+//!
+//! ```text
+//! host:    export ─ Held ─ NestedOn ─ RgDiskMade ─ Attached ┐            ┌ reinstate ─ Detached ─ Verified ─ Copied
+//!                                                           │            │             ─ Swapped ─ Started ─ Closed
+//! garage:                                                   └ import ─ Imported ─ GuardianMade ─ Requested
+//! tenant host:                                                 grant (files only)
+//! garage:                                                     import --grant ─ Granted ─ PolicyLowered
+//!                                                             finish ─ PolicyRaised ─ HandedBack ─ Cleaned ─ Closed
+//! ```
+//!
+//! `abort` leads from any step back to the VM as it was before the export.
+
+mod abort;
+pub mod api;
+pub mod documents;
+mod export;
+mod finish;
+pub mod grant;
+mod import;
+mod journal;
+mod reinstate;
+mod rg;
+mod service;
+mod status;
+mod tools;
+
+pub use grant::rfc3339;
+pub use journal::{Entry, Journal, Side, Step};
+pub use service::AgentService;

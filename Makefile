@@ -1,0 +1,32 @@
+# The two commands: `make demo` shows a whole recovery on real VMs, `make test` runs every test.
+SHELL := /bin/bash
+export DRYDOCK_BIN = $(CURDIR)/target/debug/drydock
+
+.PHONY: demo test build images bootstrap lint unit e2e
+
+demo: build images
+	cargo build --quiet --package drydock-tests
+	target/debug/drydock-demo
+
+# The slow end-to-end tests come last: what fails in seconds fails first.
+test: lint unit e2e
+
+bootstrap:
+	@scripts/bootstrap
+
+build: bootstrap
+	cargo build --workspace --locked
+
+images: bootstrap
+	@tests/images/build > /dev/null
+
+lint: bootstrap
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+	scripts/licences
+
+unit: build
+	cargo test --workspace --locked --exclude drydock-tests
+
+e2e: build images
+	cargo test --package drydock-tests --locked -- --nocapture --test-threads 1

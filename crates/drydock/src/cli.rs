@@ -1,0 +1,406 @@
+//! What can be typed.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+#[derive(Parser)]
+#[command(
+    name = "drydock",
+    version,
+    about = "Recovery of shielded virtual machines on Linux/KVM",
+    after_help = "A recovery, step by step:\n  \
+        fabric admin, on the host:    drydock recovery export DVM --to VMRE\n  \
+        tenant, in the garage VMRE:   drydock recovery import\n  \
+        tenant, on the tenant host:   drydock recovery grant REQUEST --owner NAME\n  \
+        tenant, in the garage:        drydock recovery import --grant GRANT\n                                \
+        drydock vm start DVM; drydock vm console DVM\n                                \
+        drydock recovery finish\n  \
+        fabric admin, on the host:    drydock recovery reinstate DVM\n\n\
+        Exit codes: 0 done, 1 internal, 2 usage, 3 refused, 4 bad input, 5 not found, 6 wrong state,\n\
+        7 key not released, 8 missing tool, 9 no space, 10 busy, 11 agent unreachable, 130 interrupted."
+)]
+pub(crate) struct Cli {
+    /// Print JSON: one object a line, `{"progress":…}` while working, `{"result":…}` or `{"error":…}` at the end.
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// No progress, only results and errors.
+    #[arg(long, short, global = true)]
+    pub quiet: bool,
+    /// The agent's socket.
+    #[arg(long, global = true, default_value = "/run/drydock/agent.sock")]
+    pub socket: PathBuf,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum Command {
+    /// Create, start, stop and look at VMs; open a console where the policy allows one.
+    #[command(subcommand)]
+    Vm(Vm),
+    /// Guardians: pairs of signing and encryption certificates, kept as files in one folder.
+    #[command(subcommand)]
+    Guardian(Guardian),
+    /// Key protectors: who owns a VM and who can open it.
+    #[command(subcommand)]
+    Protector(Protector),
+    /// The seven steps of a recovery.
+    #[command(subcommand)]
+    Recovery(Recovery),
+    /// The Host Guardian Service: attests hosts and releases keys to them.
+    #[command(subcommand)]
+    Hgs(Hgs),
+    /// The guarded-host agent.
+    #[command(subcommand)]
+    Host(Host),
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub enum PolicyArg {
+    /// No console, no debugger, for nobody.
+    Shielded,
+    /// Encrypted at rest, with a console for whoever administrates the host.
+    EncryptionSupported,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum Vm {
+    /// Make a VM from a disk image and a key protector; needs the key once, so the HGS must answer.
+    Create(VmCreate),
+    /// Start a VM: the agent gets its key, seals its state anew and runs it.
+    Start { name: String },
+    /// Ask the guest to shut down and wait until it has.
+    Stop {
+        name: String,
+        /// Cut the power instead.
+        #[arg(long)]
+        force: bool,
+    },
+    /// List the VMs of this host.
+    List,
+    /// Show one VM.
+    Show { name: String },
+    /// Delete a VM and its disks.
+    Delete {
+        name: String,
+        /// Do not ask.
+        #[arg(long)]
+        yes: bool,
+    },
+    /// Connect to the serial console (leave with Ctrl-]); refused for a shielded VM.
+    Console { name: String },
+}
+
+#[derive(Args)]
+pub(crate) struct VmCreate {
+    pub name: String,
+    /// A disk image (qcow2, raw, VHDX), copied into the store; the first one boots. Repeatable.
+    #[arg(long = "disk", required = true)]
+    pub disks: Vec<PathBuf>,
+    /// The key protector that the VM's owner made (`drydock protector new`).
+    #[arg(long)]
+    pub protector: PathBuf,
+    #[arg(long, value_enum, default_value = "shielded")]
+    pub policy: PolicyArg,
+    /// The virtual switch (a Linux bridge).
+    #[arg(long)]
+    pub switch: String,
+    /// Memory in MiB.
+    #[arg(long, default_value_t = 1024)]
+    pub memory: u32,
+    #[arg(long, default_value_t = 1)]
+    pub vcpus: u32,
+    /// Let the guest run VMs itself: for a repair garage.
+    #[arg(long)]
+    pub nested: bool,
+    /// MAC address; derived from the VM's id when not given.
+    #[arg(long)]
+    pub mac: Option<String>,
+}
+
+/// The folder of guardians.
+#[derive(Args)]
+pub(crate) struct Folder {
+    /// Folder of guardians [default: ~/.config/drydock/guardians].
+    #[arg(long)]
+    pub guardians: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub(crate) enum RoleArg {
+    Owner,
+    Fabric,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub(crate) enum KeyFileArg {
+    /// NAME.pem, readable by its owner only.
+    Pem,
+    /// NAME.p12, under a passphrase.
+    Pkcs12,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum Guardian {
+    /// Make a guardian with new keys.
+    New {
+        name: String,
+        #[arg(long, value_enum, default_value = "owner")]
+        role: RoleArg,
+        #[arg(long, value_enum, default_value = "pem")]
+        format: KeyFileArg,
+        /// Lifetime of its certificates in days.
+        #[arg(long, default_value_t = 3650)]
+        days: u32,
+        /// Read the passphrase from this file descriptor instead of asking (pkcs12).
+        #[arg(long)]
+        passphrase_fd: Option<i32>,
+        #[command(flatten)]
+        folder: Folder,
+    },
+    /// Take in somebody's public guardian: an HGS's metadata document, a partner's export.
+    Import {
+        file: PathBuf,
+        /// Keep it under this name instead of its own.
+        #[arg(long)]
+        name: Option<String>,
+        #[command(flatten)]
+        folder: Folder,
+    },
+    /// Write a guardian's public half, for others to import.
+    Export {
+        name: String,
+        /// Where to write it [default: NAME.guardian.xml].
+        #[arg(long, short)]
+        out: Option<PathBuf>,
+        #[command(flatten)]
+        folder: Folder,
+    },
+    /// List the guardians in the folder.
+    List {
+        #[command(flatten)]
+        folder: Folder,
+    },
+    /// Show one guardian.
+    Show {
+        name: String,
+        #[command(flatten)]
+        folder: Folder,
+    },
+}
+
+/// The owner's private key.
+#[derive(Args)]
+pub(crate) struct Owner {
+    /// Name of the owner guardian in the folder.
+    #[arg(long)]
+    pub owner: String,
+    /// Read its passphrase from this file descriptor instead of asking.
+    #[arg(long)]
+    pub passphrase_fd: Option<i32>,
+    #[command(flatten)]
+    pub folder: Folder,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum Protector {
+    /// Make a key protector with a new transport key.
+    New {
+        #[command(flatten)]
+        owner: Owner,
+        /// A guardian that may open it, by name: the fabric's. Repeatable.
+        #[arg(long = "guardian", required = true)]
+        allowed: Vec<String>,
+        #[arg(long, short)]
+        out: PathBuf,
+    },
+    /// Say who owns a protector, who can open it, and until when.
+    Show { file: PathBuf },
+    /// Let one more guardian open it (same transport key).
+    Grant {
+        file: PathBuf,
+        #[command(flatten)]
+        owner: Owner,
+        /// The guardian to let in, by name.
+        #[arg(long)]
+        to: String,
+        #[arg(long, short)]
+        out: PathBuf,
+    },
+    /// Shut a guardian out: a new transport key, so that what is sealed from now on stays closed to it.
+    Revoke {
+        file: PathBuf,
+        #[command(flatten)]
+        owner: Owner,
+        /// The guardian to shut out, by name or by certificate fingerprint.
+        #[arg(long)]
+        from: String,
+        #[arg(long, short)]
+        out: PathBuf,
+    },
+    /// Check every signature in it.
+    Verify { file: PathBuf },
+}
+
+#[derive(Subcommand)]
+pub(crate) enum Recovery {
+    /// Step 1, fabric admin: export the damaged VM onto an RG disk and attach that to the repair garage.
+    Export {
+        vm: String,
+        /// The repair garage.
+        #[arg(long)]
+        to: String,
+        /// Shut the damaged VM down first if it runs.
+        #[arg(long)]
+        stop: bool,
+        /// Restart the repair garage if it must be, for nested virtualization.
+        #[arg(long)]
+        restart_garage: bool,
+    },
+    /// Steps 2 and 4, tenant in the garage: import the VM and write a request; with --grant, lower its policy.
+    Import {
+        /// Where to write the recovery request [default: NAME.recovery-request].
+        #[arg(long, short)]
+        out: Option<PathBuf>,
+        /// The owner's answer to the request.
+        #[arg(long)]
+        grant: Option<PathBuf>,
+        /// The virtual switch inside the garage.
+        #[arg(long, default_value = "br0")]
+        switch: String,
+        /// Hours that the recovery guardian lives.
+        #[arg(long, default_value_t = 24)]
+        hours: u32,
+        /// Install missing packages with apt-get.
+        #[arg(long)]
+        install: bool,
+    },
+    /// Step 3, tenant host, offline: answer a request with the owner's key.
+    Grant {
+        request: PathBuf,
+        #[command(flatten)]
+        owner: Owner,
+        /// Where to write the grant [default: NAME.recovery-grant].
+        #[arg(long, short)]
+        out: Option<PathBuf>,
+        /// Do not ask.
+        #[arg(long)]
+        yes: bool,
+    },
+    /// Step 6, tenant in the garage: raise the policy, hand the VM back, destroy what was temporary.
+    Finish {
+        /// The VM; not needed when there is one recovery.
+        vm: Option<String>,
+        /// Shut it down first if it runs.
+        #[arg(long)]
+        stop: bool,
+    },
+    /// Step 7, fabric admin: verify what came back, put it in the VM's place and start it.
+    Reinstate { vm: String },
+    /// Where a recovery stands and what comes next.
+    Status { vm: Option<String> },
+    /// Give a recovery up: the VM is as it was before the export.
+    Abort { vm: String },
+}
+
+#[derive(Args)]
+pub(crate) struct HgsDir {
+    /// The service's folder.
+    #[arg(long, default_value = "/var/lib/drydock-hgs")]
+    pub dir: PathBuf,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum Hgs {
+    /// Make a service: its guardian, its attestation and TLS keys, its store.
+    Init {
+        #[command(flatten)]
+        dir: HgsDir,
+        /// Name of its fabric guardian.
+        #[arg(long, default_value = "fabric")]
+        name: String,
+        /// Host names and addresses for its TLS certificate. Repeatable.
+        #[arg(long = "san", default_values = ["localhost", "127.0.0.1"])]
+        san: Vec<String>,
+    },
+    /// Run it.
+    Serve {
+        #[command(flatten)]
+        dir: HgsDir,
+        #[arg(long, default_value = "127.0.0.1:8443")]
+        listen: SocketAddr,
+        /// Plain HTTP; on loopback only.
+        #[arg(long)]
+        plain_http: bool,
+    },
+    /// Trust a host: its public key from `drydock host init`.
+    AddHost {
+        name: String,
+        key: PathBuf,
+        #[command(flatten)]
+        dir: HgsDir,
+    },
+    /// Trust a host no longer.
+    RemoveHost {
+        name: String,
+        #[command(flatten)]
+        dir: HgsDir,
+    },
+    /// Hosts, guardian, certificates.
+    Status {
+        #[command(flatten)]
+        dir: HgsDir,
+    },
+    /// Show what it released and refused, after checking that no row was changed or taken out.
+    Audit {
+        #[command(flatten)]
+        dir: HgsDir,
+        /// How many of the newest rows.
+        #[arg(long, default_value_t = 50)]
+        last: u32,
+    },
+    /// Write the fabric guardian's public half, for tenants to import.
+    Guardian {
+        #[command(flatten)]
+        dir: HgsDir,
+        #[arg(long, short)]
+        out: PathBuf,
+    },
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub(crate) enum AccelArg {
+    Kvm,
+    Tcg,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum Host {
+    /// Make this host's attestation key; the public half goes to `drydock hgs add-host`.
+    Init {
+        #[arg(long, default_value = "/var/lib/drydock")]
+        store: PathBuf,
+        /// Where to write the public key.
+        #[arg(long, short)]
+        out: PathBuf,
+    },
+    /// Run the agent: on a guarded host with --hgs, in a repair garage with --local.
+    Serve {
+        #[arg(long, default_value = "/var/lib/drydock")]
+        store: PathBuf,
+        /// The Host Guardian Service's URL.
+        #[arg(long, required_unless_present = "local", conflicts_with = "local")]
+        hgs: Option<String>,
+        /// The CA that its TLS certificate must come from (PEM).
+        #[arg(long, requires = "hgs")]
+        hgs_ca: Option<PathBuf>,
+        /// Keys come from guardians on this machine.
+        #[arg(long)]
+        local: bool,
+        /// Do not probe for KVM.
+        #[arg(long, value_enum)]
+        accel: Option<AccelArg>,
+    },
+}

@@ -1,0 +1,147 @@
+//! `drydock protector …`
+
+use std::path::Path;
+
+use host::error::{Context, Error, Kind, Result};
+use key_protector::{Protector as Document, Wrapping};
+use recovery::rfc3339;
+use serde_json::{Value, json};
+use time::OffsetDateTime;
+
+use crate::cli::Protector;
+use crate::guardian::write;
+use crate::keyring::{self, Keyring};
+use crate::output::Output;
+
+pub(crate) fn run(command: Protector, out: &Output) -> Result<()> {
+    let now = OffsetDateTime::now_utc();
+    match command {
+        Protector::New { owner, allowed, out: target } => {
+            let keyring = Keyring::open(owner.folder.guardians)?;
+            must_not_exist(&target)?;
+            let allowed = allowed.iter().map(|name| keyring.public(name)).collect::<Result<Vec<_>>>()?;
+            let keys = keyring.private(&owner.owner, owner.passphrase_fd)?;
+            let (protector, _) = Document::new(&keys, &allowed, now)
+                .context(Kind::BadInput, || "cannot make a protector of these guardians".into())?;
+            finish(&protector, &target, out)
+        }
+        Protector::Show { file } => {
+            let protector = load(&file)?;
+            out.result(&view(&protector), || describe(&protector, now));
+            Ok(())
+        }
+        Protector::Verify { file } => {
+            let protector = load(&file)?;
+            protector.verify(now).context(Kind::BadInput, || format!("{} does not verify", file.display()))?;
+            out.result(&view(&protector), || format!("{}: every signature chains to the owner", file.display()));
+            Ok(())
+        }
+        Protector::Grant { file, owner, to, out: target } => {
+            let keyring = Keyring::open(owner.folder.guardians)?;
+            let protector = load(&file)?;
+            let to = keyring.public(&to)?;
+            let keys = keyring.private(&owner.owner, owner.passphrase_fd)?;
+            let granted = protector
+                .grant(&keys, &to, now)
+                .context(Kind::BadInput, || format!("{} cannot be granted to '{}'", file.display(), to.name()))?;
+            finish(&granted, &target, out)
+        }
+        Protector::Revoke { file, owner, from, out: target } => {
+            let keyring = Keyring::open(owner.folder.guardians)?;
+            let protector = load(&file)?;
+            let fingerprint = fingerprint_of(&protector, &from)?;
+            let keys = keyring.private(&owner.owner, owner.passphrase_fd)?;
+            let (_, revoked, _) = protector
+                .revoke(&keys, &fingerprint, now)
+                .context(Kind::BadInput, || format!("cannot revoke '{from}' from {}", file.display()))?;
+            out.note(
+                "The new protector has a new transport key: it opens nothing that was sealed before. \
+                 Use it for a new VM, or let the VM's next start roll to it.",
+            );
+            finish(&revoked, &target, out)
+        }
+    }
+}
+
+fn must_not_exist(target: &Path) -> Result<()> {
+    if target.exists() {
+        return Err(Error::new(Kind::WrongState, format!("{} exists already", target.display()))
+            .remedy("choose another file; a protector is never overwritten"));
+    }
+    Ok(())
+}
+
+fn finish(protector: &Document, target: &Path, out: &Output) -> Result<()> {
+    must_not_exist(target)?;
+    write(target, &protector.to_xml())?;
+    out.result(&view(protector), || {
+        format!("{}written to {}", describe(protector, OffsetDateTime::now_utc()), target.display())
+    });
+    Ok(())
+}
+
+pub(crate) fn load(file: &Path) -> Result<Document> {
+    Document::parse(&keyring::read(file)?)
+        .context(Kind::BadInput, || format!("{} is not a key protector", file.display()))
+}
+
+fn fingerprint_of(protector: &Document, who: &str) -> Result<String> {
+    let matches: Vec<&Wrapping> = protector
+        .wrappings()
+        .iter()
+        .filter(|w| w.signing_certificate().common_name() == who || w.signing_certificate().fingerprint() == who)
+        .collect();
+    match matches.as_slice() {
+        [one] => Ok(one.signing_certificate().fingerprint()),
+        [] => Err(Error::new(Kind::NotFound, format!("the protector has no guardian '{who}'"))
+            .remedy("drydock protector show FILE names them")),
+        _ => Err(Error::new(Kind::BadInput, format!("the protector has several guardians named '{who}'"))
+            .remedy("give the certificate fingerprint")),
+    }
+}
+
+fn view(protector: &Document) -> Value {
+    let wrappings: Vec<Value> = protector
+        .wrappings()
+        .iter()
+        .map(|w| {
+            json!({
+                "id": w.id(),
+                "name": w.signing_certificate().common_name(),
+                "role": w.role().as_str(),
+                "fingerprint": w.signing_certificate().fingerprint(),
+                "not_after": rfc3339(w.encryption_certificate().not_after()),
+            })
+        })
+        .collect();
+    json!({
+        "digest": protector.digest(),
+        "owner": protector.owner().signing_certificate().common_name(),
+        "owner_fingerprint": protector.owner().signing_certificate().fingerprint(),
+        "signed_by": protector.signer().signing_certificate().common_name(),
+        "max_offline_unwraps": protector.max_offline_unwraps(),
+        "can_open": wrappings,
+    })
+}
+
+fn describe(protector: &Document, now: OffsetDateTime) -> String {
+    let owner = protector.owner();
+    let mut text = format!(
+        "owner      {} ({})\nsigned by  {}\ncan open\n",
+        owner.signing_certificate().common_name(),
+        crate::vm::short(&owner.signing_certificate().fingerprint()),
+        protector.signer().signing_certificate().common_name(),
+    );
+    for wrapping in protector.wrappings() {
+        let end = wrapping.encryption_certificate().not_after();
+        text += &format!(
+            "  {:<20} {:<9} {} {}  ({})\n",
+            wrapping.signing_certificate().common_name(),
+            wrapping.role(),
+            if end < now { "EXPIRED" } else { "until" },
+            rfc3339(end),
+            crate::vm::short(&wrapping.signing_certificate().fingerprint()),
+        );
+    }
+    text
+}

@@ -1,0 +1,124 @@
+//! `drydock recovery …`
+
+use std::path::{Path, PathBuf};
+
+use host::error::{Context, Error, Kind, Result};
+use recovery::api::{Imported, RecoveryRequest, StatusReport};
+use serde_json::{Value, json};
+use time::OffsetDateTime;
+
+use crate::agent_call::call;
+use crate::cli::{Owner, Recovery};
+use crate::guardian::write;
+use crate::keyring::{self, Keyring};
+use crate::output::Output;
+
+pub(crate) fn run(command: Recovery, socket: &Path, out: &Output) -> Result<()> {
+    match command {
+        Recovery::Export { vm, to, stop, restart_garage } => {
+            sentence(&RecoveryRequest::RecoveryExport { vm, garage: to, stop, restart_garage }, socket, out)
+        }
+        Recovery::Import { out: target, grant, switch, hours, install } => {
+            import(target, grant.as_deref(), switch, hours, install, socket, out)
+        }
+        Recovery::Grant { request, owner, out: target, yes } => grant(&request, owner, target, yes, out),
+        Recovery::Finish { vm, stop } => sentence(&RecoveryRequest::RecoveryFinish { vm, stop }, socket, out),
+        Recovery::Reinstate { vm } => sentence(&RecoveryRequest::RecoveryReinstate { vm }, socket, out),
+        Recovery::Abort { vm } => sentence(&RecoveryRequest::RecoveryAbort { vm }, socket, out),
+        Recovery::Status { vm } => {
+            let value = call(socket, &RecoveryRequest::RecoveryStatus { vm }, out)?;
+            let reports: Vec<StatusReport> = parse(&value)?;
+            out.result(&value, || {
+                if reports.is_empty() {
+                    return "no recovery here".into();
+                }
+                reports.iter().map(|r| format!("{}: {}\n", r.vm, r.sentence)).collect()
+            });
+            Ok(())
+        }
+    }
+}
+
+fn parse<T: serde::de::DeserializeOwned>(value: &Value) -> Result<T> {
+    serde_json::from_value(value.clone()).context(Kind::Internal, || "the agent's answer has another shape".into())
+}
+
+/// Commands whose answer is where the recovery stands now.
+fn sentence(request: &RecoveryRequest, socket: &Path, out: &Output) -> Result<()> {
+    let value = call(socket, request, out)?;
+    let report: StatusReport = parse(&value)?;
+    out.result(&value, || report.sentence);
+    Ok(())
+}
+
+fn import(
+    target: Option<PathBuf>,
+    grant: Option<&Path>,
+    switch: String,
+    hours: u32,
+    install: bool,
+    socket: &Path,
+    out: &Output,
+) -> Result<()> {
+    let (grant, grant_name) = match grant {
+        Some(path) => {
+            let text = String::from_utf8(keyring::read(path)?)
+                .context(Kind::BadInput, || format!("{} is not a recovery grant", path.display()))?;
+            (Some(text), Some(path.display().to_string()))
+        }
+        None => (None, None),
+    };
+    let request = RecoveryRequest::RecoveryImport { grant, grant_name, switch, hours, install };
+    let value = call(socket, &request, out)?;
+    let imported: Imported = parse(&value)?;
+    match imported.request {
+        Some(document) => {
+            let target = target.unwrap_or_else(|| PathBuf::from(format!("{}.recovery-request", imported.vm)));
+            write(&target, document.as_bytes())?;
+            out.result(&json!({ "vm": imported.vm, "request": target, "next": imported.sentence }), || {
+                format!("recovery request written to {}\n{}", target.display(), imported.sentence)
+            });
+        }
+        None => out.result(&value, || imported.sentence),
+    }
+    Ok(())
+}
+
+fn grant(request: &Path, owner: Owner, target: Option<PathBuf>, yes: bool, out: &Output) -> Result<()> {
+    let now = OffsetDateTime::now_utc();
+    let what = request.display().to_string();
+    let checked = recovery::documents::read_request(&what, &keyring::read(request)?, now)?;
+    let summary = recovery::grant::summary(&checked);
+    out.note(&format!(
+        "This request asks you to let a repair garage open your VM:\n  \
+         VM         {} ({})\n  garage     {}\n  guardian   {} ({})\n  until      {}\n  \
+         can open it already: {}",
+        summary.vm_name,
+        summary.vm_id,
+        summary.garage,
+        summary.guardian,
+        crate::vm::short(&summary.guardian_fingerprint),
+        summary.not_after,
+        summary.can_open_now.join(", "),
+    ));
+    if !yes {
+        keyring::confirm("Grant it?")?;
+    }
+    let keyring = Keyring::open(owner.folder.guardians)?;
+    let keys = keyring.private(&owner.owner, owner.passphrase_fd)?;
+    let document = recovery::grant::issue(&what, &checked, &keys, now)?;
+    let target = target.unwrap_or_else(|| PathBuf::from(format!("{}.recovery-grant", summary.vm_name)));
+    if target.exists() {
+        return Err(Error::new(Kind::WrongState, format!("{} exists already", target.display()))
+            .remedy("name another file with --out"));
+    }
+    write(&target, &document)?;
+    out.result(&json!({ "grant": target, "summary": summary }), || {
+        format!(
+            "recovery grant written to {}\nBring it into the garage and run: drydock recovery import --grant {}",
+            target.display(),
+            target.file_name().unwrap_or_default().to_string_lossy()
+        )
+    });
+    Ok(())
+}

@@ -1,0 +1,196 @@
+//! `drydock vm …`
+
+use std::io::{IsTerminal, Read, Write};
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+
+use host::api::{CreateVm, PowerState, VmRequest, VmStatus};
+use host::error::{Context, Error, Kind, Result};
+use machine::Policy;
+use rustix::termios::{OptionalActions, Termios, tcgetattr, tcsetattr};
+use serde_json::Value;
+
+use crate::agent_call::call;
+use crate::cli::{PolicyArg, Vm, VmCreate};
+use crate::keyring;
+use crate::output::Output;
+
+/// Ctrl-], as telnet has it.
+const ESCAPE: u8 = 0x1d;
+
+impl From<PolicyArg> for Policy {
+    fn from(arg: PolicyArg) -> Self {
+        match arg {
+            PolicyArg::Shielded => Policy::Shielded,
+            PolicyArg::EncryptionSupported => Policy::EncryptionSupported,
+        }
+    }
+}
+
+pub(crate) fn run(command: Vm, socket: &Path, out: &Output) -> Result<()> {
+    match command {
+        Vm::Create(args) => create(args, socket, out),
+        Vm::Start { name } => show(&call(socket, &VmRequest::VmStart { name }, out)?, out),
+        Vm::Stop { name, force } => show(&call(socket, &VmRequest::VmStop { name, force }, out)?, out),
+        Vm::Show { name } => show(&call(socket, &VmRequest::VmShow { name }, out)?, out),
+        Vm::List => {
+            let value = call(socket, &VmRequest::VmList, out)?;
+            let all: Vec<VmStatus> = parse(&value)?;
+            out.result(&value, || table(&all));
+            Ok(())
+        }
+        Vm::Delete { name, yes } => {
+            if !yes {
+                keyring::confirm(&format!("Delete {name} and its disks for good?"))?;
+            }
+            let value = call(socket, &VmRequest::VmDelete { name: name.clone() }, out)?;
+            out.result(&value, || format!("{name} is deleted"));
+            Ok(())
+        }
+        Vm::Console { name } => console(&name, socket, out),
+    }
+}
+
+fn create(args: VmCreate, socket: &Path, out: &Output) -> Result<()> {
+    let protector = String::from_utf8(keyring::read(&args.protector)?)
+        .context(Kind::BadInput, || format!("{} is not a key protector", args.protector.display()))?;
+    let absolute = |path: &PathBuf| {
+        path.canonicalize()
+            .map_err(|e| Error::new(Kind::NotFound, format!("there is no disk image {}", path.display())).caused_by(&e))
+    };
+    let request = VmRequest::VmCreate(CreateVm {
+        name: args.name,
+        memory_mib: args.memory,
+        vcpus: args.vcpus,
+        disks: args.disks.iter().map(absolute).collect::<Result<_>>()?,
+        switch: args.switch,
+        mac: args.mac,
+        nested: args.nested,
+        policy: args.policy.into(),
+        protector,
+    });
+    show(&call(socket, &request, out)?, out)
+}
+
+fn parse<T: serde::de::DeserializeOwned>(value: &Value) -> Result<T> {
+    serde_json::from_value(value.clone()).context(Kind::Internal, || "the agent's answer has another shape".into())
+}
+
+fn show(value: &Value, out: &Output) -> Result<()> {
+    let vm: VmStatus = parse(value)?;
+    out.result(value, || describe(&vm));
+    Ok(())
+}
+
+fn state(vm: &VmStatus) -> &'static str {
+    match vm.state {
+        PowerState::Off => "off",
+        PowerState::Busy => "busy",
+        PowerState::Running => "running",
+        PowerState::Orphaned => "orphaned",
+    }
+}
+
+fn table(all: &[VmStatus]) -> String {
+    if all.is_empty() {
+        return "no VMs; `drydock vm create` makes one".into();
+    }
+    let mut text = format!("{:<20} {:<9} {:<21} {:>8}  {}\n", "NAME", "STATE", "POLICY", "MEMORY", "OWNER");
+    for vm in all {
+        text += &format!(
+            "{:<20} {:<9} {:<21} {:>4} MiB  {}{}\n",
+            vm.name,
+            state(vm),
+            vm.policy.to_string(),
+            vm.memory_mib,
+            vm.owner,
+            vm.recovery.as_ref().map(|_| "  (in recovery)").unwrap_or_default()
+        );
+    }
+    text
+}
+
+fn describe(vm: &VmStatus) -> String {
+    let mut text = format!(
+        "{}: {}, {}\n  id          {}\n  memory      {} MiB, {} vCPU{}\n  network     {}\n  disks       {}\n  generation  {}\n  owner       {} ({})\n",
+        vm.name,
+        state(vm),
+        vm.policy,
+        vm.id,
+        vm.memory_mib,
+        vm.vcpus,
+        if vm.nested { ", nested virtualization" } else { "" },
+        vm.switch.iter().zip(&vm.mac).map(|(s, m)| format!("{s} {m}")).collect::<Vec<_>>().join(", "),
+        vm.disks.join(", "),
+        vm.generation,
+        vm.owner,
+        short(&vm.owner_fingerprint),
+    );
+    if let Some(hold) = &vm.recovery {
+        text += &format!("  recovery    {}: {}\n", hold.recovery_id, hold.reason);
+    }
+    text
+}
+
+/// The first half of a fingerprint: enough for people to compare.
+pub(crate) fn short(fingerprint: &str) -> &str {
+    fingerprint.get(..16).unwrap_or(fingerprint)
+}
+
+fn console(name: &str, socket: &Path, out: &Output) -> Result<()> {
+    let (stream, early) = host::client::stream(socket, &VmRequest::VmConsole { name: name.to_owned() })?;
+    out.note(&format!("Connected to the console of {name}; leave with Ctrl-]."));
+    let raw = RawTerminal::enter();
+    let mut from_guest = stream.try_clone().context(Kind::Internal, || "cannot share the console".into())?;
+    let mut to_guest = stream;
+    let reader = std::thread::spawn(move || {
+        let mut stdout = std::io::stdout();
+        let mut buffer = [0u8; 4096];
+        let mut shown = stdout.write_all(&early).and_then(|()| stdout.flush());
+        while shown.is_ok() {
+            match from_guest.read(&mut buffer) {
+                Ok(n) if n > 0 => shown = stdout.write_all(&buffer[..n]).and_then(|()| stdout.flush()),
+                _ => break,
+            }
+        }
+    });
+    let mut stdin = std::io::stdin();
+    let mut buffer = [0u8; 256];
+    while let Ok(n) = stdin.read(&mut buffer) {
+        let typed = &buffer[..n];
+        let end = typed.iter().position(|b| *b == ESCAPE);
+        if n == 0 || to_guest.write_all(&typed[..end.unwrap_or(n)]).is_err() || end.is_some() {
+            break;
+        }
+    }
+    let _ = to_guest.shutdown(std::net::Shutdown::Both);
+    let _ = reader.join();
+    drop(raw);
+    out.note("");
+    Ok(())
+}
+
+/// The terminal passes every key on while this lives.
+struct RawTerminal {
+    before: Termios,
+}
+
+impl RawTerminal {
+    fn enter() -> Option<Self> {
+        let stdin = std::io::stdin();
+        if !stdin.is_terminal() {
+            return None;
+        }
+        let before = tcgetattr(stdin.as_fd()).ok()?;
+        let mut raw = before.clone();
+        raw.make_raw();
+        tcsetattr(stdin.as_fd(), OptionalActions::Now, &raw).ok()?;
+        Some(RawTerminal { before })
+    }
+}
+
+impl Drop for RawTerminal {
+    fn drop(&mut self) {
+        let _ = tcsetattr(std::io::stdin().as_fd(), OptionalActions::Now, &self.before);
+    }
+}

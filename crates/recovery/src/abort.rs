@@ -1,0 +1,53 @@
+//! Gives a recovery up, from any step: on the host the VM is as it was before the export, in the garage nothing
+//! of it is left.
+
+use host::Agent;
+use host::error::{Error, Kind, Result};
+use host::wire::Events;
+
+use crate::api::StatusReport;
+use crate::export::rg_serial;
+use crate::import::{guardian_name, local};
+use crate::journal::{Journal, Side, Step};
+use crate::{reinstate, status};
+
+/// # Errors
+/// `NotFound` when there is nothing to abort.
+pub(crate) async fn run(agent: &Agent, vm: &str, events: &Events) -> Result<StatusReport> {
+    let mut journal = Journal::open_for(agent.store(), vm)?.ok_or_else(|| {
+        Error::new(Kind::NotFound, format!("{vm} is in no recovery here")).remedy("drydock recovery status")
+    })?;
+    match journal.side() {
+        Side::Host => host_side(agent, &mut journal, events).await?,
+        Side::Garage => garage_side(agent, &mut journal, events).await?,
+    }
+    journal.mark(Step::Aborted)?;
+    Ok(status::describe(&journal))
+}
+
+async fn host_side(agent: &Agent, journal: &mut Journal, events: &Events) -> Result<()> {
+    let mut dvm = agent.lock(journal.vm())?;
+    if let Some(garage) = journal.garage().map(str::to_owned)
+        && agent.store().vm(&garage).is_ok()
+    {
+        events.say("detach", format!("detaching the RG disk from {garage}"));
+        agent.lock(&garage)?.detach(&rg_serial(journal.id())).await?;
+    }
+    if reinstate::is_returned(dvm.dir()) {
+        dvm.stop(true, events).await?;
+        reinstate::unswap(journal, dvm.dir())?;
+    }
+    dvm.dir().set_hold(None)?;
+    journal.clear_files()
+}
+
+async fn garage_side(agent: &Agent, journal: &mut Journal, events: &Events) -> Result<()> {
+    let guardians = local(agent)?;
+    let mut lock = agent.lock_dir(agent.store().vm_dir(journal.vm())?)?;
+    lock.stop(true, events).await?;
+    events.say("clean", "destroying the recovery key and everything temporary");
+    guardians.destroy(&guardian_name(journal))?;
+    lock.dir().remove()?;
+    let _ = std::fs::remove_dir_all(agent.store().logs(journal.vm()));
+    journal.clear_files()
+}

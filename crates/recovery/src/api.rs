@@ -1,0 +1,60 @@
+//! What can be asked of the agent about recoveries, and what it answers.
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::journal::{Entry, Side};
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(tag = "op", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum RecoveryRequest {
+    RecoveryExport {
+        vm: String,
+        garage: String,
+        stop: bool,
+        restart_garage: bool,
+    },
+    RecoveryImport {
+        /// The grant's content, and its file's name for messages.
+        grant: Option<String>,
+        grant_name: Option<String>,
+        switch: String,
+        hours: u32,
+        install: bool,
+    },
+    RecoveryFinish {
+        vm: Option<String>,
+        stop: bool,
+    },
+    RecoveryReinstate {
+        vm: String,
+    },
+    RecoveryStatus {
+        vm: Option<String>,
+    },
+    RecoveryAbort {
+        vm: String,
+    },
+}
+
+/// Where a recovery stands.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct StatusReport {
+    pub vm: String,
+    pub recovery_id: Uuid,
+    pub side: Side,
+    pub closed: bool,
+    pub steps: Vec<Entry>,
+    /// Where it stands and what comes next, for people.
+    pub sentence: String,
+}
+
+/// The answer to an import: a request for the owner, or the news that the grant was taken.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Imported {
+    pub vm: String,
+    pub recovery_id: Uuid,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request: Option<String>,
+    pub sentence: String,
+}

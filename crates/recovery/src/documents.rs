@@ -1,0 +1,155 @@
+//! The three papers of a recovery: request, grant, hand-back receipt. Each is JSON inside a signed document.
+
+use host::error::{Context, Error, Kind, Result};
+use key_protector::{Certificate, Guardian, GuardianPublic, Protector, signed};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+const REQUEST: &str = "drydock/recovery-request";
+const GRANT: &str = "drydock/recovery-grant";
+const RECEIPT: &str = "drydock/hand-back-receipt";
+
+/// What the repair garage asks of the owner. Signed by the recovery guardian it carries, which proves that the
+/// garage holds that guardian's private key.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RecoveryRequest {
+    pub recovery_id: Uuid,
+    pub vm_id: Uuid,
+    pub vm_name: String,
+    /// The garage, as it names itself: host name and machine id.
+    pub garage: String,
+    /// Seconds since the epoch.
+    pub created: i64,
+    /// The protector that came with the VM, an MS-KPS document.
+    pub protector: String,
+    /// The recovery guardian, an MS-KPS metadata document.
+    pub guardian: String,
+}
+
+/// The owner's answer, signed with the owner's key: who may open which VM, where, until when.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RecoveryGrant {
+    pub recovery_id: Uuid,
+    pub vm_id: Uuid,
+    pub vm_name: String,
+    pub garage: String,
+    /// Digest of the protector that was asked about; a grant is good for no other.
+    pub ingress_protector: String,
+    /// Fingerprint of the recovery guardian's signing certificate.
+    pub guardian: String,
+    /// Seconds since the epoch; the grant is worth nothing afterwards.
+    pub not_after: i64,
+    /// The protector that the recovery guardian can open.
+    pub protector: String,
+}
+
+/// What the garage hands back, signed by the recovery guardian before its key is destroyed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Receipt {
+    pub recovery_id: Uuid,
+    pub vm_id: Uuid,
+    /// Digest of the protector that the VM left the fabric with.
+    pub ingress_protector: String,
+    /// Digest of the protector that it comes back with.
+    pub egress_protector: String,
+    /// SHA-256 of the state bundle.
+    pub state: String,
+    pub disks: Vec<ReceiptDisk>,
+    /// Seconds since the epoch.
+    pub finished: i64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ReceiptDisk {
+    pub serial: String,
+    pub size: u64,
+    pub sha256: String,
+}
+
+fn sign<T: Serialize>(kind: &str, payload: &T, by: &Guardian) -> Result<Vec<u8>> {
+    let bytes = serde_json::to_vec(payload).context(Kind::Internal, || format!("cannot write a {kind}"))?;
+    signed::sign(kind, &bytes, by).context(Kind::Internal, || format!("cannot sign a {kind}"))
+}
+
+fn open<T: DeserializeOwned>(kind: &str, what: &str, document: &[u8]) -> Result<(T, Certificate)> {
+    let verified = signed::verify(kind, document).context(Kind::BadInput, || {
+        format!("{what} is not a valid {} document", kind.trim_start_matches("drydock/"))
+    })?;
+    let payload = serde_json::from_slice(&verified.payload)
+        .context(Kind::BadInput, || format!("{what}: its content has another shape"))?;
+    Ok((payload, verified.signer))
+}
+
+/// A request whose signature and documents have been checked.
+pub struct CheckedRequest {
+    pub request: RecoveryRequest,
+    pub protector: Protector,
+    pub guardian: GuardianPublic,
+}
+
+/// Writes a request.
+///
+/// # Errors
+/// When it cannot be signed.
+pub fn write_request(request: &RecoveryRequest, by: &Guardian) -> Result<Vec<u8>> {
+    sign(REQUEST, request, by)
+}
+
+/// Reads a request and checks what it says of itself.
+///
+/// # Errors
+/// `BadInput`, naming what is wrong.
+pub fn read_request(what: &str, document: &[u8], now: OffsetDateTime) -> Result<CheckedRequest> {
+    let (request, signer): (RecoveryRequest, _) = open(REQUEST, what, document)?;
+    let guardian = GuardianPublic::parse(request.guardian.as_bytes())
+        .context(Kind::BadInput, || format!("{what}: field 'guardian' is not a guardian"))?;
+    if guardian.signing().fingerprint() != signer.fingerprint() {
+        return Err(Error::new(Kind::BadInput, format!("{what}: signed by another than the recovery guardian in it"))
+            .remedy("make a new request: drydock recovery import, in the repair garage"));
+    }
+    guardian
+        .signing()
+        .check_valid_at(now)
+        .context(Kind::BadInput, || format!("{what}: its recovery guardian is not valid now"))?;
+    let protector = Protector::parse(request.protector.as_bytes())
+        .context(Kind::BadInput, || format!("{what}: field 'protector' is not a key protector"))?;
+    Ok(CheckedRequest { request, protector, guardian })
+}
+
+/// Writes a grant.
+///
+/// # Errors
+/// When it cannot be signed.
+pub fn write_grant(grant: &RecoveryGrant, owner: &Guardian) -> Result<Vec<u8>> {
+    sign(GRANT, grant, owner)
+}
+
+/// Reads a grant and the certificate that signed it; whether that is the owner's is for the caller to check.
+///
+/// # Errors
+/// `BadInput`, naming what is wrong.
+pub fn read_grant(what: &str, document: &[u8]) -> Result<(RecoveryGrant, Certificate)> {
+    open(GRANT, what, document)
+}
+
+/// Writes a receipt.
+///
+/// # Errors
+/// When it cannot be signed.
+pub fn write_receipt(receipt: &Receipt, by: &Guardian) -> Result<Vec<u8>> {
+    sign(RECEIPT, receipt, by)
+}
+
+/// Reads a receipt and the certificate that signed it.
+///
+/// # Errors
+/// `BadInput`, naming what is wrong.
+pub fn read_receipt(what: &str, document: &[u8]) -> Result<(Receipt, Certificate)> {
+    open(RECEIPT, what, document)
+}

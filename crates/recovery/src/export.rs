@@ -1,0 +1,222 @@
+//! Step 1, fabric admin on the host: the damaged VM goes onto an RG disk, and that into the repair garage.
+
+use host::api::Hold;
+use host::error::{Error, Kind, Result};
+use host::wire::Events;
+use host::{Agent, VmLock, free_space, image};
+use machine::{DiskFormat, DiskSpec, Policy, VmSpec};
+use uuid::Uuid;
+
+use crate::api::StatusReport;
+use crate::journal::{Journal, Side, Step};
+use crate::{rg, status};
+
+/// What the garage needs beyond the damaged VM's own memory: its kernel, QEMU, swtpm, the firmware.
+pub(crate) const GARAGE_OVERHEAD_MIB: u32 = 512;
+/// What the RG disk needs beyond the disks themselves.
+const RG_OVERHEAD: u64 = 96 << 20;
+
+pub(crate) struct Options {
+    pub stop: bool,
+    pub restart_garage: bool,
+}
+
+/// Runs, or goes on with, an export.
+///
+/// # Errors
+/// A refusal for each check of the table in `docs/recovery.md`; nothing has changed then.
+pub(crate) async fn run(
+    agent: &Agent,
+    vm: &str,
+    garage: &str,
+    options: Options,
+    events: &Events,
+) -> Result<StatusReport> {
+    if agent.keys().is_local() {
+        return Err(Error::new(Kind::WrongState, "an export starts on the guarded host, not inside a garage"));
+    }
+    if vm == garage {
+        return Err(Error::new(Kind::BadInput, "a VM cannot be its own repair garage")
+            .remedy("name another shielded VM with --to"));
+    }
+    let mut dvm = agent.lock(vm)?;
+    let mut vmre = agent.lock(garage)?;
+    let mut journal = resume(agent, vm, garage)?;
+    if let Some(journal) = &journal
+        && journal.done(Step::Attached)
+    {
+        return Ok(status::describe(journal));
+    }
+    check(agent, &mut dvm, &mut vmre, &options).await?;
+
+    if dvm.is_running() {
+        dvm.stop(false, events).await?;
+    }
+    let journal = match &mut journal {
+        Some(journal) => journal,
+        None => journal.insert(Journal::begin(agent.store(), Side::Host, Uuid::new_v4(), vm, Some(garage))?),
+    };
+    if !journal.done(Step::Held) {
+        dvm.dir().set_hold(Some(&Hold {
+            recovery_id: journal.id(),
+            reason: format!("it is in recovery in {garage}; reinstate or abort the recovery first"),
+            may_start: false,
+        }))?;
+        journal.mark(Step::Held)?;
+    }
+    if !journal.done(Step::NestedOn) {
+        nested_on(agent, &mut vmre, events).await?;
+        journal.mark(Step::NestedOn)?;
+    }
+    let disk = journal.dir().join("rg.vhdx");
+    if !journal.done(Step::RgDiskMade) {
+        rg::create(&disk, journal.id(), dvm.dir(), events).await?;
+        journal.mark(Step::RgDiskMade)?;
+    }
+    events.say("attach", format!("attaching the RG disk to {garage}"));
+    vmre.attach(&DiskSpec {
+        size: image::info(&disk).await?.virtual_size,
+        path: disk,
+        format: DiskFormat::Vhdx,
+        serial: rg_serial(journal.id()),
+    })
+    .await?;
+    journal.mark(Step::Attached)?;
+    Ok(status::describe(journal))
+}
+
+/// The RG disk's serial number, by which it is found for detaching.
+#[must_use]
+pub(crate) fn rg_serial(recovery: Uuid) -> String {
+    format!("rg-{}", &recovery.simple().to_string()[..16])
+}
+
+fn resume(agent: &Agent, vm: &str, garage: &str) -> Result<Option<Journal>> {
+    let Some(journal) = Journal::open_for(agent.store(), vm)? else { return Ok(None) };
+    if journal.garage() == Some(garage) {
+        return Ok(Some(journal));
+    }
+    Err(Error::new(
+        Kind::WrongState,
+        format!("{vm} is in recovery in {} already", journal.garage().unwrap_or("another garage")),
+    )
+    .remedy(format!("drydock recovery status {vm}; or abort that one: drydock recovery abort {vm}")))
+}
+
+async fn check(agent: &Agent, dvm: &mut VmLock, vmre: &mut VmLock, options: &Options) -> Result<()> {
+    let (damaged, garage) = (dvm.dir().spec()?, vmre.dir().spec()?);
+    check_specs(&damaged, &garage)?;
+    if dvm.is_running() && !options.stop {
+        return Err(Error::new(Kind::WrongState, format!("{} is running", damaged.name)).remedy(format!(
+            "stop it first, or let the export do it: drydock recovery export {} --to {} --stop",
+            damaged.name, garage.name
+        )));
+    }
+    if vmre.is_running() && !garage.nested && !options.restart_garage {
+        return Err(Error::new(Kind::WrongState, format!("{} runs without nested virtualization", garage.name))
+            .remedy("stop it first, or let the export restart it: --restart-garage"));
+    }
+    let mut needed = RG_OVERHEAD;
+    for disk in &damaged.disks {
+        needed = needed.saturating_add(image::info(&disk.path).await?.actual_size);
+    }
+    let free = free_space(agent.store().root())?;
+    if free < needed {
+        return Err(Error::new(
+            Kind::NoSpace,
+            format!("the RG disk needs {} MiB and {} MiB are free", needed >> 20, free >> 20),
+        )
+        .remedy(format!("free space below {}", agent.store().root().display())));
+    }
+    Ok(())
+}
+
+/// The checks that need only the two specifications.
+fn check_specs(damaged: &VmSpec, garage: &VmSpec) -> Result<()> {
+    for vm in [damaged, garage] {
+        if vm.policy != Policy::Shielded {
+            return Err(Error::new(Kind::Refused, format!("{} is not shielded but {}", vm.name, vm.policy))
+                .remedy("an encryption-supported VM has a console on its host; recovery is for shielded ones"));
+        }
+    }
+    let shared = damaged.nics.iter().any(|nic| garage.nics.iter().any(|other| other.switch == nic.switch));
+    if !shared {
+        return Err(Error::new(
+            Kind::BadInput,
+            format!("{} and {} are on different virtual switches", damaged.name, garage.name),
+        )
+        .remedy("use a garage on the same switch: inside it the repaired VM must reach its own network"));
+    }
+    let needed = damaged.memory_mib.saturating_add(GARAGE_OVERHEAD_MIB);
+    if garage.memory_mib < needed {
+        return Err(Error::new(
+            Kind::NoSpace,
+            format!(
+                "{} has {} MiB of memory; to run {} inside it needs {needed} MiB",
+                garage.name, garage.memory_mib, damaged.name
+            ),
+        )
+        .remedy("use a garage with more memory"));
+    }
+    Ok(())
+}
+
+async fn nested_on(agent: &Agent, vmre: &mut VmLock, events: &Events) -> Result<()> {
+    let mut spec = vmre.dir().spec()?;
+    if spec.nested {
+        return Ok(());
+    }
+    let was_running = vmre.is_running();
+    if was_running {
+        vmre.stop(false, events).await?;
+    }
+    spec.nested = true;
+    vmre.dir().write_spec(&spec)?;
+    if was_running {
+        agent.start(vmre, events).await?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use machine::{Firmware, NicSpec};
+
+    fn vm(name: &str) -> VmSpec {
+        VmSpec {
+            id: Uuid::new_v4(),
+            name: name.into(),
+            memory_mib: 1024,
+            vcpus: 1,
+            nested: false,
+            policy: Policy::Shielded,
+            disks: Vec::new(),
+            nics: vec![NicSpec { switch: "br0".into(), mac: "52:54:00:00:00:01".into() }],
+            firmware: Firmware { code: "/code".into(), vars_template: "/vars".into() },
+        }
+    }
+
+    #[test]
+    fn each_check_refuses_on_its_own() {
+        let damaged = vm("dvm");
+        let good = VmSpec { memory_mib: 1024 + GARAGE_OVERHEAD_MIB, ..vm("vmre") };
+        check_specs(&damaged, &good).unwrap();
+
+        let small = VmSpec { memory_mib: 1023 + GARAGE_OVERHEAD_MIB, ..good.clone() };
+        assert_eq!(check_specs(&damaged, &small).unwrap_err().kind, Kind::NoSpace);
+
+        let mut elsewhere = good.clone();
+        elsewhere.nics[0].switch = "br1".into();
+        let refused = check_specs(&damaged, &elsewhere).unwrap_err();
+        assert!(refused.message.contains("different virtual switches"));
+
+        for open in [
+            (VmSpec { policy: Policy::EncryptionSupported, ..damaged.clone() }, good.clone()),
+            (damaged.clone(), VmSpec { policy: Policy::EncryptionSupported, ..good.clone() }),
+        ] {
+            assert_eq!(check_specs(&open.0, &open.1).unwrap_err().kind, Kind::Refused);
+        }
+    }
+}

@@ -1,0 +1,143 @@
+//! Step 6, tenant in the garage: policy up, new transport key, state and receipt onto the RG disk, and
+//! everything temporary destroyed.
+
+use host::api::Hold;
+use host::error::{Context, Error, Kind, Result};
+use host::wire::Events;
+use host::{Agent, VmLock, check_record};
+use key_protector::{Guardian, Role, Wrapping};
+use machine::Policy;
+use machine::record::SealedRecord;
+use time::OffsetDateTime;
+
+use crate::api::StatusReport;
+use crate::documents::{self, Receipt, ReceiptDisk};
+use crate::import::{guardian_name, ingress_protector, local};
+use crate::journal::{Journal, Side, Step};
+use crate::{rg, status};
+
+/// Runs, or goes on with, a finish.
+///
+/// # Errors
+/// `WrongState` when the VM runs or its policy was never lowered.
+pub(crate) async fn run(agent: &Agent, vm: Option<&str>, stop: bool, events: &Events) -> Result<StatusReport> {
+    let guardians = local(agent)?;
+    let mut journal = find(agent, vm)?;
+    let name = journal.vm().to_owned();
+    if !journal.done(Step::PolicyLowered) {
+        return Err(Error::new(
+            Kind::WrongState,
+            format!("{name} has not been granted, so there is nothing to finish"),
+        )
+        .remedy(format!(
+            "go on with `drydock recovery import --grant FILE`, or give up: drydock recovery abort {name}"
+        )));
+    }
+    if !journal.done(Step::Cleaned) {
+        let mut lock = agent.lock_dir(agent.store().vm_dir(&name)?)?;
+        if lock.is_running() {
+            if !stop {
+                return Err(Error::new(Kind::WrongState, format!("{name} is running"))
+                    .remedy(format!("shut it down first, or: drydock recovery finish {name} --stop")));
+            }
+            lock.stop(false, events).await?;
+        }
+        if !journal.done(Step::HandedBack) {
+            let guardian = guardians.get(&guardian_name(&journal))?.ok_or_else(|| {
+                Error::new(Kind::WrongState, "the recovery guardian is gone").remedy("drydock recovery abort")
+            })?;
+            if !journal.done(Step::PolicyRaised) {
+                raise(agent, &mut lock, &journal, &guardian, events).await?;
+                journal.mark(Step::PolicyRaised)?;
+            }
+            hand_back(&lock, &journal, &guardian, events).await?;
+            journal.mark(Step::HandedBack)?;
+        }
+        events.say("clean", "destroying the recovery key and everything temporary");
+        guardians.destroy(&guardian_name(&journal))?;
+        lock.dir().remove()?;
+        let _ = std::fs::remove_dir_all(agent.store().logs(&name));
+        journal.clear_files()?;
+        journal.mark(Step::Cleaned)?;
+    }
+    journal.mark(Step::Closed)?;
+    Ok(status::describe(&journal))
+}
+
+fn find(agent: &Agent, vm: Option<&str>) -> Result<Journal> {
+    let open: Vec<Journal> = Journal::all(agent.store())?
+        .into_iter()
+        .filter(|j| j.side() == Side::Garage && !j.is_closed() && vm.is_none_or(|vm| j.vm() == vm))
+        .collect();
+    match open.len() {
+        1 => open.into_iter().next().ok_or_else(|| Error::new(Kind::Internal, "no recovery")),
+        0 => Err(Error::new(Kind::NotFound, "there is no recovery to finish here")
+            .remedy("drydock recovery status says what there is")),
+        _ => Err(Error::new(Kind::BadInput, "there are several recoveries here")
+            .remedy("name the VM: drydock recovery finish VM")),
+    }
+}
+
+async fn raise(
+    agent: &Agent,
+    lock: &mut VmLock,
+    journal: &Journal,
+    guardian: &Guardian,
+    events: &Events,
+) -> Result<()> {
+    let dir = lock.dir().clone();
+    let ingress = ingress_protector(journal)?;
+    let current = dir.current()?;
+    let protector = dir.protector(current)?;
+    let fabric_has_it = protector.wrappings().iter().any(|w| w.role() == Role::Fabric);
+    let mut spec = dir.spec()?;
+    if !fabric_has_it {
+        let recipients: Vec<Wrapping> =
+            ingress.wrappings().iter().filter(|w| w.role() != Role::Recovery).cloned().collect();
+        let rolled = protector
+            .roll(guardian, &recipients, OffsetDateTime::now_utc())
+            .context(Kind::KeyRelease, || "the recovery guardian cannot roll the key back to the fabric".into())?;
+        let record = host::open_record(&dir, current, &rolled, &protector)?;
+        spec.policy = record.policy;
+        check_record(&spec, &record, current)?;
+        events.say("policy-raised", "sealing the raised policy under a key for the fabric");
+        agent.reseal(&dir, current, &rolled, SealedRecord { policy: Policy::Shielded, ..record }).await?;
+    }
+    spec.policy = Policy::Shielded;
+    dir.set_hold(Some(&Hold {
+        recovery_id: journal.id(),
+        reason: "it is being handed back".into(),
+        may_start: false,
+    }))?;
+    dir.write_spec(&spec)
+}
+
+async fn hand_back(lock: &VmLock, journal: &Journal, guardian: &Guardian, events: &Events) -> Result<()> {
+    let dir = lock.dir();
+    let spec = dir.spec()?;
+    let generation = dir.current()?;
+    let protector = dir.protector(generation)?;
+    let device = rg::open_device().await?;
+    if device.recovery_id() != journal.id() {
+        return Err(Error::new(Kind::BadInput, "the RG disk in this garage is of another recovery")
+            .remedy("have the fabric admin attach the right one"));
+    }
+    let bundle = rg::pack(&dir.slot(generation))?;
+    let mut disks = Vec::new();
+    for (index, disk) in spec.disks.iter().enumerate() {
+        let sha256 = device.digest(index, format!("computing the digest of disk {index}"), events).await?;
+        disks.push(ReceiptDisk { serial: disk.serial.clone(), size: disk.size, sha256 });
+    }
+    let receipt = Receipt {
+        recovery_id: journal.id(),
+        vm_id: spec.id,
+        ingress_protector: ingress_protector(journal)?.digest(),
+        egress_protector: protector.digest(),
+        state: bundle.sha256().to_string(),
+        disks,
+        finished: OffsetDateTime::now_utc().unix_timestamp(),
+    };
+    let document = documents::write_receipt(&receipt, guardian)?;
+    events.say("hand-back", "writing state and receipt onto the RG disk");
+    device.hand_back(&protector, generation, bundle, &receipt, document).await
+}

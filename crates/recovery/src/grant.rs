@@ -1,0 +1,101 @@
+//! Step 3, on the tenant host: the owner lets one recovery guardian open one VM for some hours.
+//!
+//! Offline and without an agent: files in, a file out. The owner's private key goes nowhere.
+
+use host::error::{Context, Error, Kind, Result};
+use key_protector::{Guardian, Role};
+use time::{Duration, OffsetDateTime};
+
+use crate::documents::{CheckedRequest, RecoveryGrant, write_grant};
+
+/// The longest time a recovery guardian may be granted.
+pub const MAX_HOURS: i64 = 72;
+
+/// What the owner is asked to agree to, for people and scripts.
+#[derive(Debug, serde::Serialize)]
+pub struct Summary {
+    pub vm_name: String,
+    pub vm_id: uuid::Uuid,
+    pub recovery_id: uuid::Uuid,
+    pub garage: String,
+    pub guardian: String,
+    pub guardian_fingerprint: String,
+    /// RFC 3339.
+    pub not_after: String,
+    /// Who can open the VM now, and could go on doing so.
+    pub can_open_now: Vec<String>,
+}
+
+/// Describes a request before the owner's key is touched.
+#[must_use]
+pub fn summary(checked: &CheckedRequest) -> Summary {
+    Summary {
+        vm_name: checked.request.vm_name.clone(),
+        vm_id: checked.request.vm_id,
+        recovery_id: checked.request.recovery_id,
+        garage: checked.request.garage.clone(),
+        guardian: checked.guardian.name().to_owned(),
+        guardian_fingerprint: checked.guardian.signing().fingerprint(),
+        not_after: rfc3339(checked.guardian.not_after()),
+        can_open_now: checked
+            .protector
+            .wrappings()
+            .iter()
+            .map(|w| w.signing_certificate().common_name().to_owned())
+            .collect(),
+    }
+}
+
+/// Issues the grant.
+///
+/// # Errors
+/// `BadInput` when the request is not for a VM of this owner, `Refused` when what it asks goes too far.
+pub fn issue(what: &str, checked: &CheckedRequest, owner: &Guardian, now: OffsetDateTime) -> Result<Vec<u8>> {
+    let CheckedRequest { request, protector, guardian } = checked;
+    if guardian.role() != Role::Recovery {
+        return Err(Error::new(Kind::Refused, format!("{what}: '{}' is not a recovery guardian", guardian.name()))
+            .remedy("a grant is for the temporary guardian that `drydock recovery import` makes, and for no other"));
+    }
+    if guardian.not_after() - now > Duration::hours(MAX_HOURS) {
+        return Err(Error::new(
+            Kind::Refused,
+            format!(
+                "{what}: its recovery guardian lives until {}, longer than {MAX_HOURS} hours",
+                rfc3339(guardian.not_after())
+            ),
+        )
+        .remedy("make a request with a shorter life: drydock recovery import --hours N, in the garage"));
+    }
+    let mine = owner.public().signing().fingerprint();
+    if protector.owner().signing_certificate().fingerprint() != mine {
+        return Err(Error::new(
+            Kind::BadInput,
+            format!(
+                "{what}: the VM belongs to '{}', not to '{}'",
+                protector.owner().signing_certificate().common_name(),
+                owner.public().name()
+            ),
+        )
+        .remedy("use the owner guardian that the VM was provisioned with"));
+    }
+    let granted = protector
+        .grant(owner, guardian, now)
+        .context(Kind::BadInput, || format!("{what}: its key protector cannot be granted"))?;
+    let grant = RecoveryGrant {
+        recovery_id: request.recovery_id,
+        vm_id: request.vm_id,
+        vm_name: request.vm_name.clone(),
+        garage: request.garage.clone(),
+        ingress_protector: protector.digest(),
+        guardian: guardian.signing().fingerprint(),
+        not_after: guardian.not_after().unix_timestamp(),
+        protector: String::from_utf8(granted.to_xml()).context(Kind::Internal, || "a protector is UTF-8".into())?,
+    };
+    write_grant(&grant, owner)
+}
+
+/// A time as people and scripts both read it.
+#[must_use]
+pub fn rfc3339(at: OffsetDateTime) -> String {
+    at.format(&time::format_description::well_known::Rfc3339).unwrap_or_else(|_| at.unix_timestamp().to_string())
+}

@@ -1,0 +1,272 @@
+//! A recovery's journal: which steps are done, on stable storage, so that a killed command goes on where it was.
+//!
+//! ```text
+//! STORE/recoveries/ID/journal.json
+//! STORE/recoveries/ID/rg.vhdx        host side: the RG disk
+//! STORE/recoveries/ID/staging/       host side: the VM as it comes back
+//! STORE/recoveries/ID/slot/          garage side: state on its way to the RG disk
+//! ```
+//!
+//! Every step is idempotent: a crash after the work and before the mark only repeats it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use host::durable;
+use host::error::{Context, Error, Kind, Result};
+use host::store::{Store, read_json, write_json};
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+/// Which machine this journal is on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Side {
+    /// The guarded host: export and reinstate.
+    Host,
+    /// The repair garage: import and finish.
+    Garage,
+}
+
+/// The steps of a recovery in their order, on either side.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Step {
+    // Host
+    Held,
+    NestedOn,
+    RgDiskMade,
+    Attached,
+    Detached,
+    Verified,
+    Copied,
+    Swapped,
+    Started,
+    // Garage
+    Imported,
+    GuardianMade,
+    Requested,
+    Granted,
+    PolicyLowered,
+    PolicyRaised,
+    HandedBack,
+    Cleaned,
+    // Both
+    Closed,
+    Aborted,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Entry {
+    pub step: Step,
+    /// Seconds since the epoch.
+    pub at: i64,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Data {
+    version: u32,
+    id: Uuid,
+    side: Side,
+    vm: String,
+    /// The repair garage's name, known on the host.
+    #[serde(default)]
+    garage: Option<String>,
+    steps: Vec<Entry>,
+}
+
+#[derive(Debug, Clone)]
+pub struct Journal {
+    dir: PathBuf,
+    data: Data,
+}
+
+impl Journal {
+    /// Starts a recovery's journal.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn begin(store: &Store, side: Side, id: Uuid, vm: &str, garage: Option<&str>) -> Result<Self> {
+        let dir = store.recoveries().join(id.to_string());
+        durable::private_dir(&dir).context(Kind::Internal, || format!("cannot make {}", dir.display()))?;
+        let data =
+            Data { version: 1, id, side, vm: vm.to_owned(), garage: garage.map(str::to_owned), steps: Vec::new() };
+        let journal = Journal { dir, data };
+        journal.write()?;
+        Ok(journal)
+    }
+
+    fn load(dir: &Path) -> Result<Self> {
+        let path = dir.join("journal.json");
+        let data: Data = read_json(&path)?;
+        if data.version != 1 {
+            return Err(Error::new(Kind::BadInput, format!("{}: version {}", path.display(), data.version))
+                .remedy("it was written by a newer drydock; use that one"));
+        }
+        Ok(Journal { dir: dir.to_path_buf(), data })
+    }
+
+    /// All journals of a store, the oldest first.
+    ///
+    /// # Errors
+    /// When one is damaged.
+    pub fn all(store: &Store) -> Result<Vec<Journal>> {
+        let dir = store.recoveries();
+        let mut found = Vec::new();
+        for entry in fs::read_dir(&dir).context(Kind::Internal, || format!("cannot list {}", dir.display()))?.flatten()
+        {
+            if entry.path().join("journal.json").exists() {
+                found.push(Journal::load(&entry.path())?);
+            }
+        }
+        found.sort_by_key(|j: &Journal| j.data.steps.first().map_or(i64::MAX, |e| e.at));
+        Ok(found)
+    }
+
+    /// The open recovery of a VM.
+    ///
+    /// # Errors
+    /// When a journal is damaged.
+    pub fn open_for(store: &Store, vm: &str) -> Result<Option<Journal>> {
+        Ok(Journal::all(store)?.into_iter().find(|j| j.data.vm == vm && !j.is_closed()))
+    }
+
+    /// The last recovery of a VM, open or closed.
+    ///
+    /// # Errors
+    /// When a journal is damaged.
+    pub fn last_for(store: &Store, vm: &str) -> Result<Option<Journal>> {
+        Ok(Journal::all(store)?.into_iter().rfind(|j| j.data.vm == vm))
+    }
+
+    #[must_use]
+    pub fn id(&self) -> Uuid {
+        self.data.id
+    }
+
+    #[must_use]
+    pub fn side(&self) -> Side {
+        self.data.side
+    }
+
+    #[must_use]
+    pub fn vm(&self) -> &str {
+        &self.data.vm
+    }
+
+    #[must_use]
+    pub fn garage(&self) -> Option<&str> {
+        self.data.garage.as_deref()
+    }
+
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    #[must_use]
+    pub fn steps(&self) -> &[Entry] {
+        &self.data.steps
+    }
+
+    #[must_use]
+    pub fn done(&self, step: Step) -> bool {
+        self.data.steps.iter().any(|e| e.step == step)
+    }
+
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.done(Step::Closed) || self.done(Step::Aborted)
+    }
+
+    /// Records, durably, that a step is done. Recording it twice changes nothing.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn mark(&mut self, step: Step) -> Result<()> {
+        if self.done(step) {
+            return Ok(());
+        }
+        self.data.steps.push(Entry { step, at: OffsetDateTime::now_utc().unix_timestamp() });
+        self.write()
+    }
+
+    /// Takes a step back, for an operation that undid it.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn unmark(&mut self, step: Step) -> Result<()> {
+        self.data.steps.retain(|e| e.step != step);
+        self.write()
+    }
+
+    /// Removes everything of the recovery but the journal itself, which stays as the record of what happened.
+    ///
+    /// # Errors
+    /// When a file cannot be removed.
+    pub fn clear_files(&self) -> Result<()> {
+        for entry in
+            fs::read_dir(&self.dir).context(Kind::Internal, || format!("cannot list {}", self.dir.display()))?.flatten()
+        {
+            if entry.file_name() == "journal.json" {
+                continue;
+            }
+            let path = entry.path();
+            let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+            removed.context(Kind::Internal, || format!("cannot remove {}", path.display()))?;
+        }
+        Ok(())
+    }
+
+    fn write(&self) -> Result<()> {
+        write_json(&self.dir.join("journal.json"), &self.data)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    fn store() -> (tempfile::TempDir, Store) {
+        let dir = tempfile::tempdir().unwrap();
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o700)).unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        (dir, store)
+    }
+
+    #[test]
+    fn steps_survive_a_restart() {
+        let (_dir, store) = store();
+        let mut journal = Journal::begin(&store, Side::Host, Uuid::new_v4(), "dvm", Some("vmre")).unwrap();
+        journal.mark(Step::Held).unwrap();
+        journal.mark(Step::Held).unwrap();
+        let again = Journal::open_for(&store, "dvm").unwrap().unwrap();
+        assert!(again.done(Step::Held) && !again.done(Step::RgDiskMade));
+        assert_eq!(again.steps().len(), 1);
+        assert_eq!(again.garage(), Some("vmre"));
+    }
+
+    #[test]
+    fn a_closed_recovery_is_not_open() {
+        let (_dir, store) = store();
+        let mut journal = Journal::begin(&store, Side::Garage, Uuid::new_v4(), "dvm", None).unwrap();
+        journal.mark(Step::Aborted).unwrap();
+        assert!(Journal::open_for(&store, "dvm").unwrap().is_none());
+        assert!(Journal::last_for(&store, "dvm").unwrap().is_some());
+    }
+
+    #[test]
+    fn a_damaged_journal_is_named() {
+        let (_dir, store) = store();
+        let journal = Journal::begin(&store, Side::Host, Uuid::new_v4(), "dvm", None).unwrap();
+        fs::write(journal.dir().join("journal.json"), b"{").unwrap();
+        let error = Journal::open_for(&store, "dvm").unwrap_err();
+        assert_eq!(error.kind, Kind::BadInput);
+        assert!(error.message.contains("journal.json"));
+    }
+}

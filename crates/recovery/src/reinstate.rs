@@ -1,0 +1,223 @@
+//! Step 7, fabric admin on the host: what came back is verified, put in the VM's place, and started. The original
+//! is kept until it runs.
+
+use std::fs;
+use std::path::PathBuf;
+
+use host::durable;
+use host::error::{Context, Error, Kind, Result};
+use host::store::VmDir;
+use host::wire::Events;
+use host::{Agent, VmLock};
+use key_protector::{Protector, Role};
+use machine::{Policy, VmSpec};
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+use time::OffsetDateTime;
+
+use crate::api::StatusReport;
+use crate::documents::{self, Receipt};
+use crate::export::rg_serial;
+use crate::journal::{Journal, Side, Step};
+use crate::{rg, status};
+
+/// A file in the VM's directory that says: this is the one that came back.
+const RETURNED: &str = "returned";
+
+/// Runs, or goes on with, a reinstatement.
+///
+/// # Errors
+/// `WrongState` when the owner has not finished, `BadInput` for anything altered, stale or of another VM.
+pub(crate) async fn run(agent: &Agent, vm: &str, events: &Events) -> Result<StatusReport> {
+    let mut dvm = agent.lock(vm)?;
+    let mut journal = open_journal(agent, vm)?;
+    let disk = journal.dir().join("rg.vhdx");
+    if !journal.done(Step::Detached) {
+        events.say("look", "looking at what the owner handed back");
+        let serial = rg_serial(journal.id());
+        // A garage that was deleted has let go already.
+        let garage = journal.garage().filter(|garage| agent.store().vm(garage).is_ok()).map(str::to_owned);
+        let mut garage = garage.map(|garage| agent.lock(&garage)).transpose()?;
+        rg::require_handed_back(&disk, &serial, garage.as_mut()).await?;
+        if let Some(garage) = &mut garage {
+            events.say("detach", format!("detaching the RG disk from {}", garage.dir().name()));
+            garage.detach(&serial).await?;
+        }
+        journal.mark(Step::Detached)?;
+    }
+    if !journal.done(Step::Swapped) {
+        if !is_returned(dvm.dir()) {
+            events.say("verify", "verifying protector, receipt and digests");
+            let back = verify(&journal, dvm.dir()).await?;
+            journal.mark(Step::Verified)?;
+            if !journal.done(Step::Copied) {
+                stage(&journal, dvm.dir(), &back, events).await?;
+                journal.mark(Step::Copied)?;
+            }
+            swap(&journal, dvm.dir())?;
+        }
+        journal.mark(Step::Swapped)?;
+    }
+    if !journal.done(Step::Started) {
+        start(agent, &mut dvm, &mut journal, events).await?;
+        journal.mark(Step::Started)?;
+    }
+    let _ = fs::remove_file(dvm.dir().path().join(RETURNED));
+    journal.clear_files()?;
+    journal.mark(Step::Closed)?;
+    Ok(status::describe(&journal))
+}
+
+fn open_journal(agent: &Agent, vm: &str) -> Result<Journal> {
+    let journal = Journal::open_for(agent.store(), vm)?.ok_or_else(|| {
+        Error::new(Kind::NotFound, format!("{vm} is in no recovery on this host"))
+            .remedy(format!("drydock recovery status {vm}"))
+    })?;
+    if journal.side() != Side::Host {
+        return Err(Error::new(Kind::WrongState, "this is the garage; `recovery reinstate` runs on the fabric's host"));
+    }
+    if !journal.done(Step::Attached) {
+        return Err(Error::new(Kind::WrongState, status::describe(&journal).sentence));
+    }
+    Ok(journal)
+}
+
+fn staging(journal: &Journal) -> PathBuf {
+    journal.dir().join("staging")
+}
+
+pub(crate) fn is_returned(dir: &VmDir) -> bool {
+    dir.path().join(RETURNED).exists()
+}
+
+/// What came back, after every check that needs no key.
+struct Back {
+    protector: Protector,
+    generation: u64,
+    receipt: Receipt,
+    contents: rg::Contents,
+}
+
+async fn verify(journal: &Journal, original: &VmDir) -> Result<Back> {
+    let what = "the RG disk";
+    let spec = original.spec()?;
+    let contents = rg::read(&journal.dir().join("rg.vhdx")).await?;
+    let handback = contents.handback()?;
+    let wrong = |field: &str, why: String| {
+        Err(Error::new(Kind::BadInput, format!("{what}: field '{field}': {why}")).remedy(format!(
+            "have the owner run `drydock recovery finish` again, or give up: drydock recovery abort {}",
+            spec.name
+        )))
+    };
+    if handback.recovery_id != journal.id() {
+        return wrong("recovery_id", "it is of another recovery".into());
+    }
+    if handback.vm_id != spec.id {
+        return wrong("vm_id", "it is of another VM".into());
+    }
+    let ours = original.protector(original.current()?)?;
+    let protector = handback.protector;
+    protector
+        .verify(OffsetDateTime::now_utc())
+        .context(Kind::BadInput, || format!("{what}: its key protector does not verify"))?;
+    let owner = ours.owner().signing_certificate().fingerprint();
+    if protector.owner().signing_certificate().fingerprint() != owner {
+        return wrong("protector", "its owner is not the VM's owner".into());
+    }
+    let signer = protector.signer();
+    if signer.role() != Role::Recovery {
+        return wrong("protector", "it is not signed by a recovery guardian".into());
+    }
+    let (receipt, by) = documents::read_receipt(&format!("{what}: the receipt"), &handback.receipt)?;
+    if by.fingerprint() != signer.signing_certificate().fingerprint() {
+        return wrong("receipt", "it is signed by another than the recovery guardian".into());
+    }
+    let expected = [
+        ("receipt.recovery_id", receipt.recovery_id == journal.id()),
+        ("receipt.vm_id", receipt.vm_id == spec.id),
+        ("receipt.ingress_protector", receipt.ingress_protector == ours.digest()),
+        ("receipt.egress_protector", receipt.egress_protector == protector.digest()),
+        ("receipt.state", receipt.state == contents.state_digest()),
+        (
+            "receipt.disks",
+            receipt.disks.len() == spec.disks.len()
+                && receipt.disks.iter().zip(&spec.disks).all(|(r, d)| r.serial == d.serial && r.size == d.size),
+        ),
+    ];
+    for (field, holds) in expected {
+        if !holds {
+            return wrong(field, "it is not what this VM left with, or not what came back".into());
+        }
+    }
+    if handback.generation <= original.current()? {
+        return wrong("generation", "the state is not newer than the original".into());
+    }
+    Ok(Back { protector, generation: handback.generation, receipt, contents })
+}
+
+/// Builds the returned VM beside the original. Its shape is the original's: nothing that the tenant wrote says
+/// what devices it has.
+async fn stage(journal: &Journal, original: &VmDir, back: &Back, events: &Events) -> Result<()> {
+    let path = staging(journal);
+    match fs::remove_dir_all(&path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+            return Err(e).context(Kind::Internal, || format!("cannot clear {}", path.display()));
+        }
+        _ => {}
+    }
+    durable::private_dir(&path.join("slots")).context(Kind::Internal, || format!("cannot make {}", path.display()))?;
+    let dir = VmDir::at(path.clone(), original.name().to_owned());
+    let spec: VmSpec = VmSpec { policy: Policy::Shielded, ..original.spec()? };
+    for (index, (disk, receipt)) in spec.disks.iter().zip(&back.receipt.disks).enumerate() {
+        let file = disk.path.file_name().ok_or_else(|| {
+            Error::new(Kind::BadInput, format!("disk {index} of {} has no file name", original.name()))
+        })?;
+        let sha256 = back.contents.extract(index, &path.join(file), disk.size, events).await?;
+        if sha256 != receipt.sha256 {
+            return Err(Error::new(
+                Kind::BadInput,
+                format!(
+                    "the RG disk: disk {index} is not what the owner signed: digest {sha256}, signed {}",
+                    receipt.sha256
+                ),
+            )
+            .remedy("it was altered or damaged after `recovery finish`; abort and start again"));
+        }
+    }
+    back.contents.unpack(&dir.slot(back.generation))?;
+    dir.write_protector(back.generation, &back.protector)?;
+    dir.switch_to(back.generation, back.generation)?;
+    durable::write_atomic(&path.join(RETURNED), journal.id().to_string().as_bytes())
+        .context(Kind::Internal, || format!("cannot write into {}", path.display()))?;
+    dir.write_spec(&spec)
+}
+
+/// Exchanges the two directories in one step: at no moment is there no VM.
+fn swap(journal: &Journal, original: &VmDir) -> Result<()> {
+    let staging = staging(journal);
+    renameat_with(CWD, &staging, CWD, original.path(), RenameFlags::EXCHANGE)
+        .context(Kind::Internal, || format!("cannot put {} in its place", original.name()))?;
+    durable::sync_parent(original.path())
+        .and_then(|()| durable::sync_parent(&staging))
+        .context(Kind::Internal, || "cannot flush the exchange".into())
+}
+
+/// Takes the exchange back.
+pub(crate) fn unswap(journal: &mut Journal, dir: &VmDir) -> Result<()> {
+    if is_returned(dir) {
+        swap(journal, dir)?;
+    }
+    journal.unmark(Step::Swapped)
+}
+
+/// The first start asks the HGS, opens the sealed state and checks policy and generation in it. If that fails,
+/// the original is back in its place before the error is shown.
+async fn start(agent: &Agent, dvm: &mut VmLock, journal: &mut Journal, events: &Events) -> Result<()> {
+    if dvm.is_running() {
+        return Ok(());
+    }
+    if let Err(error) = agent.start(dvm, events).await {
+        unswap(journal, dvm.dir())?;
+        return Err(error);
+    }
+    Ok(())
+}

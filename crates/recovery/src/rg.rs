@@ -1,0 +1,412 @@
+//! What a recovery does with the RG disk: the `garage` crate's operations with this crate's errors, progress and
+//! types.
+
+use std::path::{Path, PathBuf};
+
+use garage::container::{self, Format, Source};
+use garage::device::Places;
+use garage::{Bundle, Cancel, Contents as RawContents, Device as RawDevice, Digest, Direction, Layout, Manifest};
+use host::VmLock;
+use host::error::{Context, Error, Kind, Result};
+use host::image;
+use host::store::VmDir;
+use host::wire::Events;
+use key_protector::Protector;
+use machine::{DiskFormat, VmSpec};
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use crate::documents::Receipt;
+
+/// What the manifest carries of the VM beside protector and state.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Shape {
+    spec: VmSpec,
+    /// The slot that the sealed state was, for which its record is made.
+    generation: u64,
+}
+
+/// The disks' partition names; udev links them to the devices, on every boot anew.
+pub(crate) fn partition(index: usize) -> PathBuf {
+    Places::default().by_partlabel.join(garage::layout::disk_name(index))
+}
+
+/// Packs the sealed state of a slot.
+pub(crate) fn pack(slot: &Path) -> Result<Bundle> {
+    // The protector travels in the manifest, where it is read first; the bundle is what it locks.
+    let bundle =
+        Bundle::pack(slot).context(Kind::Internal, || format!("cannot pack the sealed state {}", slot.display()))?;
+    let files = bundle.files().filter(|(name, _)| *name != PROTECTOR).map(|(n, c)| (n.to_owned(), c.to_vec()));
+    Bundle::from_files(files).context(Kind::Internal, || format!("cannot pack the sealed state {}", slot.display()))
+}
+
+const PROTECTOR: &str = "protector.xml";
+
+/// Makes the RG disk with the VM's disks, sealed state, protector and specification on it.
+///
+/// # Errors
+/// `Interrupted` when the client went away; nothing is left then.
+pub(crate) async fn create(target: &Path, recovery: Uuid, vm: &VmDir, events: &Events) -> Result<()> {
+    let spec = vm.spec()?;
+    let generation = vm.current()?;
+    let protector = vm.protector(generation)?;
+    let mut sources = Vec::new();
+    for disk in &spec.disks {
+        // The container takes disks in whole sectors, and the specification may have been edited.
+        let size = image::info(&disk.path).await?.virtual_size;
+        if size != disk.size {
+            return Err(Error::new(
+                Kind::BadInput,
+                format!("{}: has {size} bytes, the VM's specification says {}", disk.path.display(), disk.size),
+            )
+            .remedy("the disk or vm.json was altered outside drydock; restore it"));
+        }
+        let format = match disk.format {
+            DiskFormat::Raw => Format::Raw,
+            DiskFormat::Qcow2 => Format::Qcow2,
+            DiskFormat::Vhdx => Format::Vhdx,
+        };
+        sources.push(Source { path: disk.path.clone(), format });
+    }
+    let sizes: Vec<u64> = spec.disks.iter().map(|disk| disk.size).collect();
+    let layout = Layout::plan(&sizes)
+        .context(Kind::BadInput, || format!("the disks of {} do not fit on an RG disk", spec.name))?;
+    let bundle = pack(&vm.slot(generation))?;
+    let disks = spec
+        .disks
+        .iter()
+        .zip(0u32..)
+        .map(|(disk, index)| garage::Disk {
+            index,
+            name: garage::layout::disk_name(index as usize),
+            size: disk.size,
+            serial: disk.serial.clone(),
+            sha256: None,
+        })
+        .collect();
+    let manifest = Manifest {
+        version: garage::manifest::VERSION,
+        sequence: 1,
+        recovery_id: recovery,
+        vm_id: spec.id,
+        vm_name: spec.name.clone(),
+        direction: Direction::Outbound,
+        created: now(),
+        disks,
+        spec: serde_json::to_string(&Shape { spec: spec.clone(), generation })
+            .context(Kind::Internal, || "cannot write the specification".into())?,
+        protector: protector.to_xml(),
+        state_sha256: bundle.sha256(),
+        receipt: None,
+    };
+    let target = target.to_path_buf();
+    let message = format!("copying {} onto the RG disk", spec.name);
+    work(events, "rg-disk", message, move |progress, cancel| {
+        container::create(&target, &layout, &manifest, &bundle, &sources, progress, cancel)
+    })
+    .await
+}
+
+fn now() -> u64 {
+    u64::try_from(OffsetDateTime::now_utc().unix_timestamp()).unwrap_or_default()
+}
+
+/// The RG disk that is attached to this garage.
+pub(crate) struct Device {
+    device: RawDevice,
+    manifest: Manifest,
+}
+
+/// The damaged VM as it arrived.
+pub(crate) struct Outbound {
+    pub recovery_id: Uuid,
+    pub spec: VmSpec,
+    pub generation: u64,
+    pub protector: Protector,
+    bundle: Bundle,
+}
+
+impl Outbound {
+    pub(crate) fn unpack(&self, slot: &Path) -> Result<()> {
+        unpack(&self.bundle, slot)
+    }
+}
+
+fn unpack(bundle: &Bundle, slot: &Path) -> Result<()> {
+    bundle.unpack(slot).context(Kind::BadInput, || format!("cannot unpack the sealed state into {}", slot.display()))
+}
+
+/// Finds the RG disk and reads its manifest.
+///
+/// # Errors
+/// `NotFound` when none is attached, `BadInput` when it is not one.
+pub(crate) async fn open_device() -> Result<Device> {
+    blocking(|| {
+        let device = RawDevice::find(&Places::default())?;
+        let manifest = device.manifest()?;
+        Ok(Device { device, manifest })
+    })
+    .await
+}
+
+impl Device {
+    pub(crate) fn recovery_id(&self) -> Uuid {
+        self.manifest.recovery_id
+    }
+
+    /// # Errors
+    /// `WrongState` for a disk that was handed back already, `BadInput` for one whose parts disagree.
+    pub(crate) fn outbound(&self) -> Result<Outbound> {
+        let (path, manifest) = (self.device.path().display(), &self.manifest);
+        if manifest.direction != Direction::Outbound {
+            return Err(Error::new(Kind::WrongState, format!("the repair of {} is finished", manifest.vm_name))
+                .remedy(format!("the fabric admin now runs: drydock recovery reinstate {}", manifest.vm_name)));
+        }
+        let shape: Shape = serde_json::from_str(&manifest.spec)
+            .context(Kind::BadInput, || format!("{path}: manifest: field 'spec' is not a VM specification"))?;
+        let spec = shape.spec;
+        spec.validate().context(Kind::BadInput, || format!("{path}: manifest: field 'spec'"))?;
+        let wrong = |field: &str| {
+            Error::new(Kind::BadInput, format!("{path}: manifest: field '{field}' disagrees with the specification"))
+                .remedy("have the fabric admin abort and export again")
+        };
+        if spec.id != manifest.vm_id {
+            return Err(wrong("vm_id"));
+        }
+        if spec.name != manifest.vm_name {
+            return Err(wrong("vm_name"));
+        }
+        let same = spec.disks.len() == manifest.disks.len()
+            && spec.disks.iter().zip(&manifest.disks).all(|(s, m)| s.size == m.size && s.serial == m.serial);
+        if !same {
+            return Err(wrong("disks"));
+        }
+        let protector = Protector::parse(&manifest.protector)
+            .context(Kind::BadInput, || format!("{path}: manifest: field 'protector' is not a key protector"))?;
+        let bundle = self.device.bundle().map_err(lift)?;
+        Ok(Outbound { recovery_id: manifest.recovery_id, spec, generation: shape.generation, protector, bundle })
+    }
+
+    /// SHA-256 of a disk as it lies on the RG disk.
+    ///
+    /// # Errors
+    /// `Interrupted` when the client went away.
+    pub(crate) async fn digest(&self, index: usize, message: String, events: &Events) -> Result<String> {
+        let device = self.device.clone();
+        work(events, "digest", message, move |progress, cancel| device.digest_disk(index, progress, cancel))
+            .await
+            .map(|digest| digest.to_string())
+    }
+
+    /// Writes the repaired VM's state and papers. The old ones are in force until the last write.
+    ///
+    /// # Errors
+    /// When the disk cannot be written.
+    pub(crate) async fn hand_back(
+        &self,
+        protector: &Protector,
+        generation: u64,
+        bundle: Bundle,
+        receipt: &Receipt,
+        document: Vec<u8>,
+    ) -> Result<()> {
+        let mut next = self.manifest.clone();
+        let mut shape: Shape = serde_json::from_str(&next.spec)
+            .context(Kind::BadInput, || "the RG disk's manifest: field 'spec' is not a VM specification".into())?;
+        shape.generation = generation;
+        next.spec =
+            serde_json::to_string(&shape).context(Kind::Internal, || "cannot write the specification".into())?;
+        for (disk, signed) in next.disks.iter_mut().zip(&receipt.disks) {
+            disk.sha256 = signed.sha256.parse().ok();
+        }
+        next.sequence = next
+            .sequence
+            .checked_add(1)
+            .ok_or_else(|| Error::new(Kind::BadInput, "the RG disk's manifest: field 'sequence' is exhausted"))?;
+        next.direction = Direction::Handback;
+        next.created = now();
+        next.protector = protector.to_xml();
+        next.state_sha256 = bundle.sha256();
+        next.receipt = Some(document);
+        let device = self.device.clone();
+        blocking(move || {
+            device.write_state(&bundle)?;
+            device.write_manifest(&next)
+        })
+        .await
+    }
+}
+
+/// What came back on an RG disk, read by the host. Nothing in it is believed yet.
+pub(crate) struct Contents {
+    path: PathBuf,
+    raw: RawContents,
+}
+
+/// The papers of a hand-back.
+pub(crate) struct Handback {
+    pub recovery_id: Uuid,
+    pub vm_id: Uuid,
+    pub generation: u64,
+    pub protector: Protector,
+    pub receipt: Vec<u8>,
+}
+
+/// Refuses unless the owner has finished: an RG disk is never taken away from a repair under way.
+///
+/// # Errors
+/// `WrongState` when the disk still travels outbound, `BadInput` when it cannot be read.
+pub(crate) async fn require_handed_back(path: &Path, serial: &str, garage: Option<&mut VmLock>) -> Result<()> {
+    let peek = async |socket: &Path| {
+        let socket = socket.to_path_buf();
+        blocking(move || container::peek(&socket)).await
+    };
+    let beside = match garage {
+        Some(garage) => garage.beside(serial, peek).await?,
+        None => None,
+    };
+    let manifest = match beside {
+        Some(manifest) => manifest?,
+        None => read(path).await?.raw.manifest,
+    };
+    if manifest.direction == Direction::Handback {
+        return Ok(());
+    }
+    Err(Error::new(Kind::WrongState, format!("the owner has not handed {} back yet", manifest.vm_name)).remedy(format!(
+        "wait until they have run `drydock recovery finish` in the garage; to give up instead: drydock recovery abort {}",
+        manifest.vm_name
+    )))
+}
+
+/// Reads an RG disk that no VM has open.
+///
+/// # Errors
+/// `BadInput`, naming what is wrong with it.
+pub(crate) async fn read(path: &Path) -> Result<Contents> {
+    let path = path.to_path_buf();
+    blocking(move || {
+        let raw = match container::read(&path) {
+            // Its VM was killed; nobody uses it now, or QEMU's lock says so.
+            Err(garage::Error::DirtyLog { .. }) => {
+                container::replay_log(&path)?;
+                container::read(&path)?
+            }
+            other => other?,
+        };
+        Ok(Contents { path, raw })
+    })
+    .await
+}
+
+impl Contents {
+    /// # Errors
+    /// `BadInput` when a paper is missing or is not one.
+    pub(crate) fn handback(&self) -> Result<Handback> {
+        let manifest = &self.raw.manifest;
+        let bad = |field: &str| format!("the RG disk's manifest: field '{field}'");
+        let receipt = match (&manifest.receipt, manifest.direction) {
+            (Some(receipt), Direction::Handback) => receipt.clone(),
+            _ => {
+                return Err(Error::new(Kind::BadInput, format!("{} is missing", bad("receipt")))
+                    .remedy("have the owner run `drydock recovery finish` in the garage"));
+            }
+        };
+        let shape: Shape = serde_json::from_str(&manifest.spec).context(Kind::BadInput, || bad("spec"))?;
+        let protector = Protector::parse(&manifest.protector).context(Kind::BadInput, || bad("protector"))?;
+        Ok(Handback {
+            recovery_id: manifest.recovery_id,
+            vm_id: manifest.vm_id,
+            generation: shape.generation,
+            protector,
+            receipt,
+        })
+    }
+
+    pub(crate) fn state_digest(&self) -> String {
+        self.raw.bundle.sha256().to_string()
+    }
+
+    pub(crate) fn unpack(&self, slot: &Path) -> Result<()> {
+        unpack(&self.raw.bundle, slot)
+    }
+
+    /// Copies disk `index` into the new qcow2 `target` and gives the digest of the copy: what was hashed is what
+    /// will be used.
+    ///
+    /// # Errors
+    /// `BadInput` when the disk is missing or of another size, `Interrupted` when the client went away.
+    pub(crate) async fn extract(&self, index: usize, target: &Path, size: u64, events: &Events) -> Result<String> {
+        let part = self
+            .raw
+            .layout
+            .disks()
+            .get(index)
+            .cloned()
+            .ok_or_else(|| Error::new(Kind::BadInput, format!("the RG disk has no disk {index}")))?;
+        let (path, to) = (self.path.clone(), target.to_path_buf());
+        work(events, "copy", format!("copying disk {index} back"), move |progress, cancel| {
+            container::extract_disk(&path, &part, &to, size, progress, cancel)
+        })
+        .await?;
+        let source = Source { path: target.to_path_buf(), format: Format::Qcow2 };
+        let digest: Digest = work(events, "verify", format!("verifying disk {index}"), move |progress, cancel| {
+            container::digest_image(&source, progress, cancel)
+        })
+        .await?;
+        Ok(digest.to_string())
+    }
+}
+
+/// Runs a long operation off the async threads, with progress, until the client goes away.
+async fn work<T: Send + 'static>(
+    events: &Events,
+    step: &'static str,
+    message: String,
+    run: impl FnOnce(&dyn Fn(garage::Progress), &Cancel) -> garage::Result<T> + Send + 'static,
+) -> Result<T> {
+    let events = events.clone();
+    blocking(move || {
+        let cancel = Cancel::new();
+        let stop = cancel.clone();
+        run(
+            &|progress| {
+                if events.abandoned() {
+                    stop.cancel();
+                }
+                events.bytes(step, message.clone(), progress.bytes, progress.total);
+            },
+            &cancel,
+        )
+    })
+    .await
+}
+
+async fn blocking<T: Send + 'static>(run: impl FnOnce() -> garage::Result<T> + Send + 'static) -> Result<T> {
+    match tokio::task::spawn_blocking(run).await {
+        Ok(result) => result.map_err(lift),
+        Err(stopped) => Err(stopped).context(Kind::Internal, || "the work on the RG disk stopped".into()),
+    }
+}
+
+fn lift(error: garage::Error) -> Error {
+    use garage::Error as E;
+    let (kind, remedy) = match &error {
+        E::Io { .. } | E::Tool { .. } | E::ToolAnswer { .. } => (Kind::Internal, None),
+        E::ToolMissing { .. } => (Kind::MissingTool, None),
+        E::Exists { .. } => (Kind::WrongState, None),
+        E::Busy { .. } => (Kind::Busy, None),
+        E::NotFound { .. } => (
+            Kind::NotFound,
+            Some("have the fabric admin attach it: drydock recovery export VM --to THIS-GARAGE, on the host"),
+        ),
+        E::Cancelled => (Kind::Interrupted, Some("run the command again to go on")),
+        _ => (Kind::BadInput, Some("the RG disk is damaged or not one: abort the recovery and export again")),
+    };
+    let lifted = Error::of(kind, &error);
+    match remedy {
+        Some(remedy) => lifted.remedy(remedy),
+        None => lifted,
+    }
+}

@@ -1,0 +1,65 @@
+//! The agent's requests, all of them: VMs and recoveries.
+
+use std::sync::Arc;
+
+use host::Agent;
+use host::error::{Error, Kind, Result};
+use host::server::{Outcome, Service};
+use host::service::{to_value, vm_request};
+use host::wire::Events;
+use serde::Deserialize;
+
+use crate::api::RecoveryRequest;
+use crate::{abort, export, finish, import, reinstate, status};
+
+/// An agent that knows recoveries.
+pub struct AgentService {
+    agent: Arc<Agent>,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Request {
+    Vm(host::api::VmRequest),
+    Recovery(RecoveryRequest),
+}
+
+impl AgentService {
+    #[must_use]
+    pub fn new(agent: Arc<Agent>) -> Self {
+        AgentService { agent }
+    }
+}
+
+impl Service for AgentService {
+    async fn call(&self, line: &[u8], events: Events) -> Result<Outcome> {
+        let request = serde_json::from_slice(line).map_err(|e| {
+            Error::new(Kind::BadInput, "the agent does not know this request")
+                .caused_by(&e)
+                .remedy("use a drydock command of the agent's version")
+        })?;
+        let agent = &*self.agent;
+        let value = match request {
+            Request::Vm(request) => return vm_request(agent, request, &events).await,
+            Request::Recovery(request) => match request {
+                RecoveryRequest::RecoveryExport { vm, garage, stop, restart_garage } => {
+                    let options = export::Options { stop, restart_garage };
+                    to_value(&export::run(agent, &vm, &garage, options, &events).await?)?
+                }
+                RecoveryRequest::RecoveryImport { grant, grant_name, switch, hours, install } => {
+                    let options = import::Options { switch, hours, install };
+                    let what = grant_name.unwrap_or_else(|| "the grant".into());
+                    let grant = grant.as_deref().map(|document| (what.as_str(), document.as_bytes()));
+                    to_value(&import::run(agent, grant, &options, &events).await?)?
+                }
+                RecoveryRequest::RecoveryFinish { vm, stop } => {
+                    to_value(&finish::run(agent, vm.as_deref(), stop, &events).await?)?
+                }
+                RecoveryRequest::RecoveryReinstate { vm } => to_value(&reinstate::run(agent, &vm, &events).await?)?,
+                RecoveryRequest::RecoveryAbort { vm } => to_value(&abort::run(agent, &vm, &events).await?)?,
+                RecoveryRequest::RecoveryStatus { vm } => to_value(&status::report(agent.store(), vm.as_deref())?)?,
+            },
+        };
+        Ok(Outcome::Value(value))
+    }
+}

@@ -1,0 +1,71 @@
+//! Where a recovery stands and what comes next, in one sentence.
+
+use host::error::Result;
+use host::store::Store;
+
+use crate::api::StatusReport;
+use crate::journal::{Journal, Side, Step};
+
+/// # Errors
+/// When a journal is damaged.
+pub(crate) fn report(store: &Store, vm: Option<&str>) -> Result<Vec<StatusReport>> {
+    let mut journals = Journal::all(store)?;
+    if let Some(vm) = vm {
+        journals.retain(|j| j.vm() == vm);
+        journals = journals.split_off(journals.len().saturating_sub(1));
+    }
+    Ok(journals.iter().map(describe).collect())
+}
+
+#[must_use]
+pub(crate) fn describe(journal: &Journal) -> StatusReport {
+    StatusReport {
+        vm: journal.vm().to_owned(),
+        recovery_id: journal.id(),
+        side: journal.side(),
+        closed: journal.is_closed(),
+        steps: journal.steps().to_vec(),
+        sentence: sentence(journal),
+    }
+}
+
+fn sentence(journal: &Journal) -> String {
+    let vm = journal.vm();
+    let garage = journal.garage().unwrap_or("the garage");
+    let done = |step| journal.done(step);
+    if done(Step::Aborted) {
+        return format!("the recovery was aborted; {vm} is as it was before.");
+    }
+    match journal.side() {
+        Side::Host if done(Step::Closed) => format!("{vm} was repaired and runs on the fabric again, shielded."),
+        Side::Host if done(Step::Swapped) => {
+            format!("{vm} is back in its place but has not started; run `drydock recovery reinstate {vm}` again.")
+        }
+        Side::Host if done(Step::Detached) => {
+            format!("{vm} is on its way back; run `drydock recovery reinstate {vm}` again.")
+        }
+        Side::Host if done(Step::Attached) => format!(
+            "{vm} is exported and attached to {garage}; its owner now runs `drydock recovery import` inside {garage}, \
+             and when they have finished: `drydock recovery reinstate {vm}` here."
+        ),
+        Side::Host => {
+            format!("the export of {vm} is not complete; run `drydock recovery export {vm} --to {garage}` again.")
+        }
+        Side::Garage if done(Step::Closed) => format!(
+            "{vm} is handed back and the recovery key destroyed; the fabric admin now runs `drydock recovery reinstate {vm}`."
+        ),
+        Side::Garage if done(Step::PolicyRaised) => {
+            format!("{vm} is being handed back; run `drydock recovery finish {vm}` again.")
+        }
+        Side::Garage if done(Step::PolicyLowered) => format!(
+            "{vm} has a console here: `drydock vm start {vm}; drydock vm console {vm}`; when it is repaired: \
+             `drydock recovery finish {vm}`."
+        ),
+        Side::Garage if done(Step::Requested) => format!(
+            "{vm} is imported and waits for its owner: take the request to the tenant host, run \
+             `drydock recovery grant REQUEST --owner NAME` there, and bring the grant back: \
+             `drydock recovery import --grant GRANT`."
+        ),
+        Side::Garage => format!("the import of {vm} is not complete; run `drydock recovery import` again."),
+    }
+}
