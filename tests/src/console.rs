@@ -48,7 +48,9 @@ impl Console {
             }
             match self.output.recv_timeout(end.saturating_duration_since(Instant::now())) {
                 Ok(bytes) => self.seen.push_str(&String::from_utf8_lossy(&bytes)),
-                Err(_) => bail!("the console did not say {text:?} within {} s; it said:\n{}", deadline.as_secs(), self.seen),
+                Err(_) => {
+                    bail!("the console did not say {text:?} within {} s; it said:\n{}", deadline.as_secs(), self.seen)
+                }
             }
         }
     }

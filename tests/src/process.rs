@@ -99,6 +99,7 @@ pub struct Service {
     name: String,
     child: Child,
     log: Arc<Mutex<VecDeque<String>>>,
+    spare_children: bool,
 }
 
 impl Service {
@@ -125,7 +126,7 @@ impl Service {
                 let _ = lines.send(line);
             }
         });
-        let service = Service { name: name.to_owned(), child, log };
+        let service = Service { name: name.to_owned(), child, log, spare_children: false };
         let end = Instant::now() + deadline;
         loop {
             match seen.recv_timeout(end.saturating_duration_since(Instant::now())) {
@@ -143,6 +144,14 @@ impl Service {
 
     pub fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Kills it and none of its children.
+    pub fn kill_alone(mut self) -> Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        self.spare_children = true;
+        Ok(())
     }
 
     /// Asks it to end and waits.
@@ -163,7 +172,9 @@ impl Service {
 
 impl Drop for Service {
     fn drop(&mut self) {
-        kill_group(self.child.id());
+        if !self.spare_children {
+            kill_group(self.child.id());
+        }
         let _ = self.child.wait();
     }
 }

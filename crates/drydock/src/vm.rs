@@ -141,30 +141,30 @@ fn console(name: &str, socket: &Path, out: &Output) -> Result<()> {
     let (stream, early) = host::client::stream(socket, &VmRequest::VmConsole { name: name.to_owned() })?;
     out.note(&format!("Connected to the console of {name}; leave with Ctrl-]."));
     let raw = RawTerminal::enter();
-    let mut from_guest = stream.try_clone().context(Kind::Internal, || "cannot share the console".into())?;
-    let mut to_guest = stream;
-    let reader = std::thread::spawn(move || {
-        let mut stdout = std::io::stdout();
-        let mut buffer = [0u8; 4096];
-        let mut shown = stdout.write_all(&early).and_then(|()| stdout.flush());
-        while shown.is_ok() {
-            match from_guest.read(&mut buffer) {
-                Ok(n) if n > 0 => shown = stdout.write_all(&buffer[..n]).and_then(|()| stdout.flush()),
-                _ => break,
+    let mut to_guest = stream.try_clone().context(Kind::Internal, || "cannot share the console".into())?;
+    // Ends with the process: a blocked read of the terminal cannot be taken back.
+    std::thread::spawn(move || {
+        let mut stdin = std::io::stdin();
+        let mut buffer = [0u8; 256];
+        while let Ok(n) = stdin.read(&mut buffer) {
+            let typed = &buffer[..n];
+            let end = typed.iter().position(|b| *b == ESCAPE);
+            if n == 0 || to_guest.write_all(&typed[..end.unwrap_or(n)]).is_err() || end.is_some() {
+                break;
             }
         }
+        let _ = to_guest.shutdown(std::net::Shutdown::Both);
     });
-    let mut stdin = std::io::stdin();
-    let mut buffer = [0u8; 256];
-    while let Ok(n) = stdin.read(&mut buffer) {
-        let typed = &buffer[..n];
-        let end = typed.iter().position(|b| *b == ESCAPE);
-        if n == 0 || to_guest.write_all(&typed[..end.unwrap_or(n)]).is_err() || end.is_some() {
-            break;
+    let mut from_guest = stream;
+    let mut stdout = std::io::stdout();
+    let mut buffer = [0u8; 4096];
+    let mut shown = stdout.write_all(&early).and_then(|()| stdout.flush());
+    while shown.is_ok() {
+        match from_guest.read(&mut buffer) {
+            Ok(n) if n > 0 => shown = stdout.write_all(&buffer[..n]).and_then(|()| stdout.flush()),
+            _ => break,
         }
     }
-    let _ = to_guest.shutdown(std::net::Shutdown::Both);
-    let _ = reader.join();
     drop(raw);
     out.note("");
     Ok(())

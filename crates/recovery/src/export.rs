@@ -1,7 +1,9 @@
 //! Step 1, fabric admin on the host: the damaged VM goes onto an RG disk, and that into the repair garage.
 
+use std::os::unix::fs::MetadataExt;
+
 use host::api::Hold;
-use host::error::{Error, Kind, Result};
+use host::error::{Context, Error, Kind, Result};
 use host::wire::Events;
 use host::{Agent, VmLock, free_space, image};
 use machine::{DiskFormat, DiskSpec, Policy, VmSpec};
@@ -47,7 +49,7 @@ pub(crate) async fn run(
     {
         return Ok(status::describe(journal));
     }
-    check(agent, &mut dvm, &mut vmre, &options).await?;
+    check(agent, &mut dvm, &mut vmre, &options)?;
 
     if dvm.is_running() {
         dvm.stop(false, events).await?;
@@ -103,7 +105,7 @@ fn resume(agent: &Agent, vm: &str, garage: &str) -> Result<Option<Journal>> {
     .remedy(format!("drydock recovery status {vm}; or abort that one: drydock recovery abort {vm}")))
 }
 
-async fn check(agent: &Agent, dvm: &mut VmLock, vmre: &mut VmLock, options: &Options) -> Result<()> {
+fn check(agent: &Agent, dvm: &mut VmLock, vmre: &mut VmLock, options: &Options) -> Result<()> {
     let (damaged, garage) = (dvm.dir().spec()?, vmre.dir().spec()?);
     check_specs(&damaged, &garage)?;
     if dvm.is_running() && !options.stop {
@@ -118,7 +120,10 @@ async fn check(agent: &Agent, dvm: &mut VmLock, vmre: &mut VmLock, options: &Opt
     }
     let mut needed = RG_OVERHEAD;
     for disk in &damaged.disks {
-        needed = needed.saturating_add(image::info(&disk.path).await?.actual_size);
+        // What it takes on the disk; asking QEMU would need a lock that a running VM holds.
+        let file = std::fs::metadata(&disk.path)
+            .context(Kind::NotFound, || format!("{}: the VM's disk cannot be looked at", disk.path.display()))?;
+        needed = needed.saturating_add(file.blocks().saturating_mul(512));
     }
     let free = free_space(agent.store().root())?;
     if free < needed {

@@ -1,0 +1,36 @@
+//! `make demo`: one whole recovery, told step by step. The result is in `target/demo/report.json`.
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use drydock_tests::report::Report;
+use drydock_tests::story::Recovery;
+
+fn main() -> ExitCode {
+    let target = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/demo/report.json");
+    eprintln!("A shielded VM, its owner's mistake, and the way back in. Nobody else gets in on the way.\n");
+    eprintln!("preparing: guest images, a fabric, two shielded VMs");
+    let (mut report, outcome) = match Recovery::prepare() {
+        Err(error) => (Report::default(), Err(error)),
+        Ok(mut recovery) => {
+            let told = recovery.run();
+            if told.is_err() {
+                eprintln!("{}", recovery.world.agent_log());
+            }
+            let closed = recovery.world.close();
+            (recovery.report, told.and(closed))
+        }
+    };
+    report.close();
+    if let Err(error) = &outcome {
+        report.ok = false;
+        eprintln!("\nthe demo failed: {error:#}");
+    }
+    eprintln!("{}", report.table());
+    if let Err(error) = report.write(&target) {
+        eprintln!("{error:#}");
+        return ExitCode::FAILURE;
+    }
+    eprintln!("written to {}", target.display());
+    if report.ok { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}

@@ -1,0 +1,330 @@
+//! A fabric in a network namespace of its own: a switch, a Host Guardian Service, a guarded host's agent, and the
+//! tenant's offline folder. Everything in it ends with it, and what does not fails the run.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
+use crate::images::{self, GuestFile};
+use crate::process::{Finished, Service, run};
+use crate::ssh::Ssh;
+
+pub const SWITCH: &str = "br0";
+/// The host's own address on the switch, as a gateway would have it.
+pub const GATEWAY: &str = "10.77.0.1";
+pub const DVM_ADDRESS: &str = "10.77.0.10";
+pub const VMRE_ADDRESS: &str = "10.77.0.20";
+/// Where the garage's agent runs from, in the guest.
+const UNIT: &[u8] = include_bytes!("../../contrib/systemd/drydock-garage.service");
+
+const SHORT: Duration = Duration::from_secs(60);
+const READY: Duration = Duration::from_secs(30);
+
+/// What `ip netns` made, gone with the value.
+struct Netns(String);
+
+impl Netns {
+    fn new() -> Result<Self> {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("dd-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        ip(&["netns", "add", &name])?;
+        let ns = Netns(name);
+        ip(&["-n", &ns.0, "link", "set", "lo", "up"])?;
+        ip(&["-n", &ns.0, "link", "add", SWITCH, "type", "bridge"])?;
+        ip(&["-n", &ns.0, "addr", "add", &format!("{GATEWAY}/24"), "dev", SWITCH])?;
+        ip(&["-n", &ns.0, "link", "set", SWITCH, "up"])?;
+        Ok(ns)
+    }
+}
+
+impl Drop for Netns {
+    fn drop(&mut self) {
+        let _ = ip(&["netns", "del", &self.0]);
+    }
+}
+
+fn ip(args: &[&str]) -> Result<String> {
+    Ok(run(Command::new("ip").args(args), b"", SHORT)?.ok().with_context(|| format!("ip {}", args.join(" ")))?.stdout)
+}
+
+/// One fabric and one tenant.
+pub struct World {
+    // Fields are dropped in this order: services before what they stand on.
+    agent: Option<Service>,
+    hgs: Option<Service>,
+    netns: Netns,
+    dir: tempfile::TempDir,
+}
+
+impl World {
+    /// The Host Guardian Service runs, the host is attested, the tenant knows the fabric.
+    pub fn new() -> Result<Self> {
+        // Disks are large: not where the system keeps small temporary files in memory.
+        let base = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/worlds");
+        std::fs::create_dir_all(&base)?;
+        let dir = tempfile::Builder::new().prefix("world-").tempdir_in(&base)?;
+        for folder in ["tenant", "fabric"] {
+            std::fs::create_dir(dir.path().join(folder))?;
+        }
+        let mut world = World { agent: None, hgs: None, netns: Netns::new()?, dir };
+        let hgs_dir = world.fabric("hgs").display().to_string();
+        world.admin(&["hgs", "init", "--dir", &hgs_dir])?.ok()?;
+        world.start_hgs()?;
+        let (key, store) = (world.fabric("host.pub.pem"), world.fabric("store"));
+        world.admin(&["host", "init", "--store", &path(&store), "--out", &path(&key)])?.ok()?;
+        world.admin(&["hgs", "add-host", "host-1", &path(&key), "--dir", &hgs_dir])?.ok()?;
+        world.start_agent()?;
+
+        let fabric = world.fabric("fabric.guardian.xml");
+        world.admin(&["hgs", "guardian", "--dir", &hgs_dir, "--out", &path(&fabric)])?.ok()?;
+        world.tenant(&["guardian", "new", "tenant"])?.ok()?;
+        world.tenant(&["guardian", "import", &path(&fabric), "--name", "fabric"])?.ok()?;
+        Ok(world)
+    }
+
+    /// A path in the fabric's folder.
+    pub fn fabric(&self, name: &str) -> PathBuf {
+        self.dir.path().join("fabric").join(name)
+    }
+
+    /// A path in the tenant's folder.
+    pub fn offline(&self, name: &str) -> PathBuf {
+        self.dir.path().join("tenant").join(name)
+    }
+
+    /// The guarded host's store.
+    pub fn store(&self) -> PathBuf {
+        self.fabric("store")
+    }
+
+    pub fn netns(&self) -> &str {
+        &self.netns.0
+    }
+
+    fn inside(&self, program: &Path) -> Command {
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", &self.netns.0]).arg(program);
+        command
+    }
+
+    pub fn start_hgs(&mut self) -> Result<()> {
+        let mut command = self.inside(&drydock()?);
+        command.args(["hgs", "serve", "--listen", "127.0.0.1:8443", "--dir"]).arg(self.fabric("hgs"));
+        self.hgs = Some(Service::start("the HGS", &mut command, "listening on", READY)?.0);
+        Ok(())
+    }
+
+    /// Ends the Host Guardian Service as an outage would.
+    pub fn kill_hgs(&mut self) {
+        self.hgs = None;
+    }
+
+    pub fn start_agent(&mut self) -> Result<()> {
+        let mut command = self.inside(&drydock()?);
+        command.args(["host", "serve", "--hgs", "https://127.0.0.1:8443", "--hgs-ca"]);
+        command.arg(self.fabric("hgs/hgs-ca.pem")).arg("--store").arg(self.store());
+        command.arg("--socket").arg(self.socket());
+        self.agent = Some(Service::start("the agent", &mut command, "listening on", READY)?.0);
+        Ok(())
+    }
+
+    /// Kills the agent where it stands. Its VMs go on without it.
+    pub fn kill_agent(&mut self) -> Result<()> {
+        let agent = self.agent.take().context("no agent runs")?;
+        agent.kill_alone()
+    }
+
+    pub fn agent_log(&self) -> String {
+        self.agent.as_ref().map(Service::log).unwrap_or_default()
+    }
+
+    pub fn agent_pid(&self) -> Result<u32> {
+        Ok(self.agent.as_ref().context("no agent runs")?.pid())
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.fabric("run/agent.sock")
+    }
+
+    /// `drydock` as the fabric admin on the host.
+    pub fn admin(&self, args: &[&str]) -> Result<Finished> {
+        self.admin_within(args, SHORT * 10)
+    }
+
+    pub fn admin_within(&self, args: &[&str], deadline: Duration) -> Result<Finished> {
+        run(&mut self.admin_command(args)?, b"", deadline)
+    }
+
+    /// The same, not yet run.
+    pub fn admin_command(&self, args: &[&str]) -> Result<Command> {
+        let mut command = self.inside(&drydock()?);
+        command.args(args).arg("--socket").arg(self.socket());
+        Ok(command)
+    }
+
+    /// The answer of an admin's command as JSON.
+    pub fn admin_json(&self, args: &[&str]) -> Result<Value> {
+        let mut all = args.to_vec();
+        all.push("--json");
+        self.admin(&all)?.ok()?.json().map(|mut value| value["result"].take())
+    }
+
+    /// `drydock` on the tenant host: no network at all, the keys in a folder of its own.
+    pub fn tenant(&self, args: &[&str]) -> Result<Finished> {
+        let mut command = Command::new("unshare");
+        let home = self.dir.path().join("tenant");
+        command.arg("--net").arg(drydock()?).args(args).env("HOME", &home).current_dir(&home);
+        run(&mut command, b"", SHORT)
+    }
+
+    /// The tenant's SSH key, made when first asked for.
+    pub fn ssh_key(&self) -> Result<PathBuf> {
+        let key = self.offline("id_ed25519");
+        if !key.exists() {
+            let mut command = Command::new("ssh-keygen");
+            command.args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(&key);
+            run(&mut command, b"", SHORT)?.ok()?;
+        }
+        Ok(key)
+    }
+
+    pub fn ssh(&self, address: &str) -> Result<Ssh> {
+        Ok(Ssh { netns: self.netns.0.clone(), address: address.to_owned(), key: self.ssh_key()? })
+    }
+
+    /// The tenant makes a protector, the fabric admin a VM with it.
+    pub fn create_vm(&self, name: &str, disk: &Path, extra: &[&str]) -> Result<Value> {
+        let protector = self.offline(&format!("{name}.protector.xml"));
+        self.tenant(&["protector", "new", "--owner", "tenant", "--guardian", "fabric", "--out", &path(&protector)])?
+            .ok()?;
+        let (disk, protector) = (path(disk), path(&protector));
+        let mut args = vec!["vm", "create", name, "--disk", &disk, "--protector", &protector, "--switch", SWITCH];
+        args.extend(extra);
+        self.admin_json(&args)
+    }
+
+    /// The VM that will be damaged: a web server of somebody's, reachable by SSH.
+    pub fn provision_dvm(&self, image: &Path) -> Result<PathBuf> {
+        let network = format!("[Match]\nName=en*\n[Network]\nAddress={DVM_ADDRESS}/24\nGateway={GATEWAY}\n");
+        let disk = self.fabric("dvm.raw");
+        self.provision(image, &disk, "dvm", &[("etc/systemd/network/10-lan.network", 0o644, network.as_bytes())])?;
+        Ok(disk)
+    }
+
+    /// The repair garage: its network card is in a switch of its own, where nested VMs are plugged in too.
+    pub fn provision_vmre(&self, image: &Path) -> Result<PathBuf> {
+        let binary = self.fabric("drydock.stripped");
+        let mut strip = Command::new("strip");
+        strip.arg("-o").arg(&binary).arg(drydock()?);
+        run(&mut strip, b"", SHORT)?.ok()?;
+        let program = std::fs::read(&binary)?;
+        let address = format!("[Match]\nName=br0\n[Network]\nAddress={VMRE_ADDRESS}/24\nGateway={GATEWAY}\n");
+        let disk = self.fabric("vmre.raw");
+        self.provision(
+            image,
+            &disk,
+            "vmre",
+            &[
+                ("etc/systemd/network/10-br0.netdev", 0o644, b"[NetDev]\nName=br0\nKind=bridge\n"),
+                ("etc/systemd/network/20-lan.network", 0o644, b"[Match]\nName=en*\n[Network]\nBridge=br0\n"),
+                ("etc/systemd/network/30-br0.network", 0o644, address.as_bytes()),
+                ("etc/systemd/system/drydock-garage.service", 0o644, UNIT),
+                (
+                    "etc/systemd/system/multi-user.target.d/drydock.conf",
+                    0o644,
+                    b"[Unit]\nWants=drydock-garage.service\n",
+                ),
+                ("usr/local/bin/drydock", 0o755, &program),
+            ],
+        )?;
+        Ok(disk)
+    }
+
+    fn provision(&self, image: &Path, disk: &Path, name: &str, more: &[GuestFile]) -> Result<()> {
+        let public = std::fs::read(self.ssh_key()?.with_extension("pub"))?;
+        let hostname = format!("{name}\n");
+        let mut files: Vec<GuestFile> =
+            vec![("etc/hostname", 0o644, hostname.as_bytes()), ("root/.ssh/authorized_keys", 0o600, &public)];
+        files.extend_from_slice(more);
+        images::provision(image, disk, &files)
+    }
+
+    /// Waits until a guest with this MAC address has spoken on the switch: it is up, whatever its network does.
+    pub fn wait_for_mac(&self, mac: &str, deadline: Duration) -> Result<()> {
+        let end = Instant::now() + deadline;
+        loop {
+            let table = run(
+                Command::new("bridge").args(["-n", &self.netns.0, "fdb", "show", "br", SWITCH, "dynamic"]),
+                b"",
+                SHORT,
+            )?
+            .ok()?;
+            if table.stdout.to_lowercase().contains(&mac.to_lowercase()) {
+                return Ok(());
+            }
+            if Instant::now() > end {
+                bail!("no sign of {mac} on the switch within {} s", deadline.as_secs());
+            }
+            std::thread::sleep(Duration::from_millis(500));
+        }
+    }
+
+    /// Processes that belong to this world, by the folder in their command line.
+    pub fn survivors(&self) -> Vec<String> {
+        let mark = self.dir.path().display().to_string();
+        let Ok(all) = std::fs::read_dir("/proc") else { return Vec::new() };
+        all.flatten()
+            .filter_map(|entry| {
+                let line = std::fs::read(entry.path().join("cmdline")).ok()?;
+                let line = String::from_utf8_lossy(&line).replace('\0', " ");
+                line.contains(&mark).then(|| format!("{}: {line}", entry.file_name().to_string_lossy()))
+            })
+            .collect()
+    }
+
+    /// Ends everything in order and fails if a process is left.
+    pub fn close(mut self) -> Result<()> {
+        if let Some(agent) = self.agent.take() {
+            agent.terminate(Duration::from_secs(180))?;
+        }
+        if let Some(hgs) = self.hgs.take() {
+            hgs.terminate(Duration::from_secs(30))?;
+        }
+        let left = self.survivors();
+        if !left.is_empty() {
+            bail!("still running at the end:\n{}", left.join("\n"));
+        }
+        Ok(())
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        // After a failure: nothing of ours may outlive the run.
+        self.agent = None;
+        self.hgs = None;
+        for line in self.survivors() {
+            let pid = line.split(':').next().and_then(|pid| pid.parse().ok()).and_then(rustix::process::Pid::from_raw);
+            if let Some(pid) = pid.filter(|pid| *pid != rustix::process::getpid()) {
+                let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+            }
+        }
+    }
+}
+
+/// The program under test: `DRYDOCK_BIN`, or what the workspace built.
+pub fn drydock() -> Result<PathBuf> {
+    let bin = match std::env::var_os("DRYDOCK_BIN") {
+        Some(bin) => PathBuf::from(bin),
+        None => Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/debug/drydock"),
+    };
+    bin.canonicalize().with_context(|| format!("{} is missing: run `make build`", bin.display()))
+}
+
+pub fn path(path: &Path) -> String {
+    path.display().to_string()
+}
