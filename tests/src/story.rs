@@ -168,7 +168,9 @@ impl Recovery {
             |world| {
                 let vmre = world.ssh(VMRE_ADDRESS)?;
                 let start = Instant::now();
-                vmre.ok("drydock vm start dvm", LONG)?;
+                let started = vmre.run("drydock vm start dvm", LONG)?.ok()?;
+                let under =
+                    if started.stderr.contains("under kvm") { "nested KVM" } else { "TCG, without KVM in the garage" };
                 let mut console = Console::open(&mut vmre.command("drydock vm console dvm"))?;
                 console.expect("login:", NESTED)?;
                 let booted = start.elapsed().as_secs();
@@ -186,7 +188,7 @@ impl Recovery {
                 // Nested, but on the fabric's own network again.
                 world.ssh(DVM_ADDRESS)?.wait(LONG)?;
                 console.type_line("exit")?;
-                Ok(format!("nested boot to the login in {booted} s; {DVM_ADDRESS} answers again"))
+                Ok(format!("nested boot to the login in {booted} s under {under}; {DVM_ADDRESS} answers again"))
             },
         )
     }

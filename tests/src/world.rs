@@ -64,9 +64,9 @@ impl World {
     /// The Host Guardian Service runs, the host is attested, the tenant knows the fabric.
     pub fn new() -> Result<Self> {
         // Disks are large: not where the system keeps small temporary files in memory.
-        let base = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/worlds");
-        std::fs::create_dir_all(&base)?;
-        let dir = tempfile::Builder::new().prefix("world-").tempdir_in(&base)?;
+        let base = worlds()?;
+        reap_the_dead(&base)?;
+        let dir = tempfile::Builder::new().prefix(&format!("{}-", std::process::id())).tempdir_in(&base)?;
         for folder in ["tenant", "fabric"] {
             std::fs::create_dir(dir.path().join(folder))?;
         }
@@ -275,15 +275,8 @@ impl World {
 
     /// Processes that belong to this world, by the folder in their command line.
     pub fn survivors(&self) -> Vec<String> {
-        let mark = self.dir.path().display().to_string();
-        let Ok(all) = std::fs::read_dir("/proc") else { return Vec::new() };
-        all.flatten()
-            .filter_map(|entry| {
-                let line = std::fs::read(entry.path().join("cmdline")).ok()?;
-                let line = String::from_utf8_lossy(&line).replace('\0', " ");
-                line.contains(&mark).then(|| format!("{}: {line}", entry.file_name().to_string_lossy()))
-            })
-            .collect()
+        let found = processes(&self.dir.path().display().to_string());
+        found.into_iter().map(|(pid, line)| format!("{}: {line}", pid.as_raw_nonzero())).collect()
     }
 
     /// Ends everything in order and fails if a process is left.
@@ -307,12 +300,65 @@ impl Drop for World {
         // After a failure: nothing of ours may outlive the run.
         self.agent = None;
         self.hgs = None;
-        for line in self.survivors() {
-            let pid = line.split(':').next().and_then(|pid| pid.parse().ok()).and_then(rustix::process::Pid::from_raw);
-            if let Some(pid) = pid.filter(|pid| *pid != rustix::process::getpid()) {
-                let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
-            }
+        kill_all(&self.dir.path().display().to_string());
+    }
+}
+
+/// Where worlds live: with the build, since their disks are large.
+fn worlds() -> Result<PathBuf> {
+    let base = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/worlds");
+    std::fs::create_dir_all(&base)?;
+    base.canonicalize().context("no folder for worlds")
+}
+
+/// Ends everything that this process made, at once: for a signal.
+pub fn reap_ours() {
+    let Ok(base) = worlds() else { return };
+    reap(&base, std::process::id());
+}
+
+/// Ends what killed runs left behind.
+fn reap_the_dead(base: &Path) -> Result<()> {
+    for entry in std::fs::read_dir(base)? {
+        let name = entry?.file_name();
+        let owner = name.to_str().and_then(|name| name.split('-').next()).and_then(|pid| pid.parse::<u32>().ok());
+        if let Some(owner) = owner.filter(|pid| !Path::new("/proc").join(pid.to_string()).exists()) {
+            reap(base, owner);
         }
+    }
+    Ok(())
+}
+
+fn reap(base: &Path, owner: u32) {
+    kill_all(&format!("{}/{owner}-", base.display()));
+    for namespace in ip(&["netns", "list"]).unwrap_or_default().lines() {
+        let name = namespace.split_whitespace().next().unwrap_or_default();
+        if name.starts_with(&format!("dd-{owner}-")) {
+            let _ = ip(&["netns", "del", name]);
+        }
+    }
+    for entry in std::fs::read_dir(base).into_iter().flatten().flatten() {
+        if entry.file_name().to_string_lossy().starts_with(&format!("{owner}-")) {
+            let _ = std::fs::remove_dir_all(entry.path());
+        }
+    }
+}
+
+/// Other processes with `mark` in their command line.
+fn processes(mark: &str) -> Vec<(rustix::process::Pid, String)> {
+    let all = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    all.filter_map(|entry| {
+        let pid = entry.file_name().to_str()?.parse().ok().and_then(rustix::process::Pid::from_raw)?;
+        let line = std::fs::read(entry.path().join("cmdline")).ok()?;
+        let line = String::from_utf8_lossy(&line).replace('\0', " ");
+        (pid != rustix::process::getpid() && line.contains(mark)).then_some((pid, line))
+    })
+    .collect()
+}
+
+fn kill_all(mark: &str) {
+    for (pid, _) in processes(mark) {
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
     }
 }
 

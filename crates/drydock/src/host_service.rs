@@ -11,7 +11,7 @@ use host::error::{Context, Error, Kind, Result};
 use host::keys::{Guarded, KeySource, LocalGuardians};
 use host::store::Store;
 use host::wire::Events;
-use machine::accel::{self, Accel};
+use machine::accel::{Accel, Chooser};
 use recovery::AgentService;
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
@@ -34,12 +34,13 @@ pub(crate) fn run(command: Host, socket: &Path, out: &Output) -> Result<()> {
                 let ca = hgs_ca.as_deref().map(keyring::read).transpose()?;
                 KeySource::Hgs(Box::new(Guarded::new(&url, ca.as_deref(), load_host_key(&store)?)?))
             };
-            let verdict = accel::probe(accel.map(|a| match a {
+            let accel = Chooser::new(accel.map(|a| match a {
                 AccelArg::Kvm => Accel::Kvm,
                 AccelArg::Tcg => Accel::Tcg,
             }));
+            let verdict = accel.last();
             out.note(&format!("accelerator: {} ({})", verdict.accel, verdict.reason));
-            runtime()?.block_on(serve(Agent::new(store, keys, verdict), socket, out))
+            runtime()?.block_on(serve(Agent::new(store, keys, accel), socket, out))
         }
     }
 }

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use key_protector::{Protector, Rolled};
-use machine::accel::Verdict;
+use machine::accel::Chooser;
 use machine::record::SealedRecord;
 use machine::{DiskSpec, Policy, Running, StartOptions, VmSpec};
 use tokio::sync::OwnedMutexGuard;
@@ -34,7 +34,7 @@ type Cell = Arc<tokio::sync::Mutex<Option<Live>>>;
 pub struct Agent {
     store: Store,
     keys: KeySource,
-    accel: Verdict,
+    accel: Arc<Chooser>,
     cells: Mutex<HashMap<String, Cell>>,
 }
 
@@ -147,8 +147,8 @@ impl VmLock {
 
 impl Agent {
     #[must_use]
-    pub fn new(store: Store, keys: KeySource, accel: Verdict) -> Self {
-        Agent { store, keys, accel, cells: Mutex::new(HashMap::new()) }
+    pub fn new(store: Store, keys: KeySource, accel: Chooser) -> Self {
+        Agent { store, keys, accel: Arc::new(accel), cells: Mutex::new(HashMap::new()) }
     }
 
     #[must_use]
@@ -167,11 +167,12 @@ impl Agent {
             KeySource::Hgs(guarded) => ("guarded", Some(guarded.url().to_owned())),
             KeySource::Local(_) => ("local", None),
         };
+        let accel = self.accel.last();
         AgentInfo {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             mode: mode.to_owned(),
-            accelerator: self.accel.accel.to_string(),
-            accelerator_reason: self.accel.reason.clone(),
+            accelerator: accel.accel.to_string(),
+            accelerator_reason: accel.reason,
             hgs,
         }
     }
@@ -238,12 +239,16 @@ impl Agent {
 
         let mut spec = spec;
         spec.disks.extend(vm.dir.attached()?);
+        let chooser = Arc::clone(&self.accel);
+        let accel = tokio::task::spawn_blocking(move || chooser.now())
+            .await
+            .context(Kind::Internal, || "the search for KVM stopped".into())?;
+        events.say("start", format!("starting {name} under {} ({})", accel.accel, accel.reason));
         let options = StartOptions {
-            accel: self.accel.clone(),
+            accel,
             log_dir: self.store.logs(&name),
             console: record.policy == Policy::EncryptionSupported,
         };
-        events.say("start", format!("starting {name} ({})", self.accel.accel));
         let slot = vm.dir.slot(next.generation);
         let mut running = Running::start(&spec, &slot, &rolled.egress, &record, options)
             .await

@@ -7,6 +7,7 @@
 use std::fs::{File, OpenOptions};
 use std::io::{Seek, Write};
 use std::process::{Command, Stdio};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use command_fds::{CommandFdExt, FdMapping};
@@ -52,6 +53,40 @@ pub struct Verdict {
     pub reason: String,
     /// This machine is itself a guest of QEMU's TCG, which needs care under nested KVM.
     pub outer_tcg: bool,
+}
+
+/// The verdict in force. KVM found working stays so; where it was missing it is looked for again at each use, because
+/// a module may have been loaded meanwhile.
+#[derive(Debug)]
+pub struct Chooser {
+    choice: Option<Accel>,
+    verdict: Mutex<Verdict>,
+}
+
+impl Chooser {
+    /// Probes once. Blocks like [`probe`].
+    pub fn new(choice: Option<Accel>) -> Self {
+        Self { choice, verdict: Mutex::new(probe(choice)) }
+    }
+
+    /// What was found last.
+    pub fn last(&self) -> Verdict {
+        self.verdict.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// What to use now. May block like [`probe`].
+    pub fn now(&self) -> Verdict {
+        let last = self.last();
+        if self.choice.is_some() || last.accel == Accel::Kvm {
+            return last;
+        }
+        let found = probe(None);
+        if found != last {
+            tracing::info!(accelerator = %found.accel, reason = found.reason, "found");
+        }
+        *self.verdict.lock().unwrap_or_else(PoisonError::into_inner) = found.clone();
+        found
+    }
 }
 
 const DEADLINE: Duration = Duration::from_secs(10);
