@@ -1,10 +1,12 @@
 //! The test bench: a fabric in a network namespace, real processes, real VMs, and a reaper that fails the run
 //! when any of them survives.
 
+pub mod blank;
 pub mod console;
 pub mod images;
 pub mod process;
 pub mod report;
 pub mod ssh;
 pub mod story;
+pub mod tenant;
 pub mod world;

@@ -217,30 +217,18 @@ impl World {
 
     /// The repair garage: its network card is in a switch of its own, where nested VMs are plugged in too.
     pub fn provision_vmre(&self, image: &Path) -> Result<PathBuf> {
-        let binary = self.fabric("drydock.stripped");
-        let mut strip = Command::new("strip");
-        strip.arg("-o").arg(&binary).arg(drydock()?);
-        run(&mut strip, b"", SHORT)?.ok()?;
-        let program = std::fs::read(&binary)?;
+        let program = travelling_drydock(&self.fabric("travelling"))?;
         let address = format!("[Match]\nName=br0\n[Network]\nAddress={VMRE_ADDRESS}/24\nGateway={GATEWAY}\n");
         let disk = self.fabric("vmre.raw");
-        self.provision(
-            image,
-            &disk,
-            "vmre",
-            &[
-                ("etc/systemd/network/10-br0.netdev", 0o644, b"[NetDev]\nName=br0\nKind=bridge\n"),
-                ("etc/systemd/network/20-lan.network", 0o644, b"[Match]\nName=en*\n[Network]\nBridge=br0\n"),
-                ("etc/systemd/network/30-br0.network", 0o644, address.as_bytes()),
-                ("etc/systemd/system/drydock-garage.service", 0o644, UNIT),
-                (
-                    "etc/systemd/system/multi-user.target.d/drydock.conf",
-                    0o644,
-                    b"[Unit]\nWants=drydock-garage.service\n",
-                ),
-                ("usr/local/bin/drydock", 0o755, &program),
-            ],
-        )?;
+        let mut files: Vec<GuestFile> = vec![
+            ("etc/systemd/network/10-br0.netdev", 0o644, b"[NetDev]\nName=br0\nKind=bridge\n"),
+            ("etc/systemd/network/20-lan.network", 0o644, b"[Match]\nName=en*\n[Network]\nBridge=br0\n"),
+            ("etc/systemd/network/30-br0.network", 0o644, address.as_bytes()),
+            ("etc/systemd/system/drydock-garage.service", 0o644, UNIT),
+            ("etc/systemd/system/multi-user.target.d/drydock.conf", 0o644, b"[Unit]\nWants=drydock-garage.service\n"),
+        ];
+        files.extend(program.iter().map(|(path, contents)| (path.as_str(), 0o755, contents.as_slice())));
+        self.provision(image, &disk, "vmre", &files)?;
         Ok(disk)
     }
 
@@ -360,6 +348,30 @@ fn kill_all(mark: &str) {
     for (pid, _) in processes(mark) {
         let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
     }
+}
+
+/// The program with the libraries that it was linked with: the garage's system may be older than the one that built
+/// it. Paths and contents.
+fn travelling_drydock(work: &Path) -> Result<Vec<(String, Vec<u8>)>> {
+    const HOME: &str = "usr/local/lib/drydock";
+    std::fs::create_dir_all(work)?;
+    let program = drydock()?;
+    let stripped = work.join("drydock");
+    run(Command::new("strip").arg("-o").arg(&stripped).arg(&program), b"", SHORT)?.ok()?;
+    let mut files = vec![(format!("{HOME}/drydock"), std::fs::read(&stripped)?)];
+    let mut loader = None;
+    for line in run(Command::new("ldd").arg(&program), b"", SHORT)?.ok()?.stdout.lines() {
+        let Some(library) = line.split_whitespace().find(|word| word.starts_with('/')) else { continue };
+        let name = library.rsplit('/').next().unwrap_or_default().to_owned();
+        if name.starts_with("ld-linux") {
+            loader = Some(name.clone());
+        }
+        files.push((format!("{HOME}/{name}"), std::fs::read(library)?));
+    }
+    let loader = loader.context("ldd names no loader")?;
+    let start = format!("#!/bin/sh\nexec /{HOME}/{loader} --library-path /{HOME} /{HOME}/drydock \"$@\"\n");
+    files.push(("usr/local/bin/drydock".to_owned(), start.into_bytes()));
+    Ok(files)
 }
 
 /// The program under test: `DRYDOCK_BIN`, or what the workspace built.

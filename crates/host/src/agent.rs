@@ -425,6 +425,7 @@ pub fn open_record(dir: &VmDir, slot: u64, rolled: &Rolled, protector: &Protecto
             dir.name()
         )
     })
+    .map_err(|error| error.remedy("put the slot back that belongs to this VM; while it is in recovery: drydock recovery abort"))
 }
 
 /// The files around the sealed record may have been edited; where they disagree with it, nothing starts.

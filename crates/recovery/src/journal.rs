@@ -72,6 +72,8 @@ struct Data {
     id: Uuid,
     side: Side,
     vm: String,
+    /// Counts the recoveries of this store, from 1.
+    number: u64,
     /// The repair garage's name, known on the host.
     #[serde(default)]
     garage: Option<String>,
@@ -90,10 +92,18 @@ impl Journal {
     /// # Errors
     /// When it cannot be written.
     pub fn begin(store: &Store, side: Side, id: Uuid, vm: &str, garage: Option<&str>) -> Result<Self> {
+        let number = Journal::all(store)?.last().map_or(1, |last| last.data.number.saturating_add(1));
         let dir = store.recoveries().join(id.to_string());
         durable::private_dir(&dir).context(Kind::Internal, || format!("cannot make {}", dir.display()))?;
-        let data =
-            Data { version: 1, id, side, vm: vm.to_owned(), garage: garage.map(str::to_owned), steps: Vec::new() };
+        let data = Data {
+            version: 1,
+            number,
+            id,
+            side,
+            vm: vm.to_owned(),
+            garage: garage.map(str::to_owned),
+            steps: Vec::new(),
+        };
         let journal = Journal { dir, data };
         journal.write()?;
         Ok(journal)
@@ -122,7 +132,7 @@ impl Journal {
                 found.push(Journal::load(&entry.path())?);
             }
         }
-        found.sort_by_key(|j: &Journal| j.data.steps.first().map_or(i64::MAX, |e| e.at));
+        found.sort_by_key(|journal: &Journal| journal.data.number);
         Ok(found)
     }
 

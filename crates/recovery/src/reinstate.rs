@@ -102,11 +102,10 @@ async fn verify(journal: &Journal, original: &VmDir) -> Result<Back> {
     let spec = original.spec()?;
     let contents = rg::read(&journal.dir().join("rg.vhdx")).await?;
     let handback = contents.handback()?;
+    let give_up =
+        format!("nothing was changed; give this recovery up and start another: drydock recovery abort {}", spec.name);
     let wrong = |field: &str, why: String| {
-        Err(Error::new(Kind::BadInput, format!("{what}: field '{field}': {why}")).remedy(format!(
-            "have the owner run `drydock recovery finish` again, or give up: drydock recovery abort {}",
-            spec.name
-        )))
+        Err(Error::new(Kind::BadInput, format!("{what}: field '{field}': {why}")).remedy(give_up.clone()))
     };
     if handback.recovery_id != journal.id() {
         return wrong("recovery_id", "it is of another recovery".into());
@@ -118,7 +117,8 @@ async fn verify(journal: &Journal, original: &VmDir) -> Result<Back> {
     let protector = handback.protector;
     protector
         .verify(OffsetDateTime::now_utc())
-        .context(Kind::BadInput, || format!("{what}: its key protector does not verify"))?;
+        .context(Kind::BadInput, || format!("{what}: its key protector does not verify"))
+        .map_err(|error| error.remedy(give_up.clone()))?;
     let owner = ours.owner().signing_certificate().fingerprint();
     if protector.owner().signing_certificate().fingerprint() != owner {
         return wrong("protector", "its owner is not the VM's owner".into());

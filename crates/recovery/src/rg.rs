@@ -268,7 +268,7 @@ pub(crate) async fn require_handed_back(path: &Path, serial: &str, garage: Optio
         None => None,
     };
     let manifest = match beside {
-        Some(manifest) => manifest?,
+        Some(manifest) => manifest.map_err(not_ours_to_trust)?,
         None => read(path).await?.raw.manifest,
     };
     if manifest.direction == Direction::Handback {
@@ -298,7 +298,18 @@ pub(crate) async fn read(path: &Path) -> Result<Contents> {
         Ok(Contents { path, raw })
     })
     .await
+    .map_err(not_ours_to_trust)
 }
+
+/// Whatever keeps an RG disk that was in others' hands from being read is a fault of the disk.
+fn not_ours_to_trust(error: Error) -> Error {
+    match error.kind {
+        Kind::Internal => Error { kind: Kind::BadInput, ..error.remedy(DAMAGED) },
+        _ => error,
+    }
+}
+
+const DAMAGED: &str = "the RG disk is damaged or not one: abort the recovery and export again";
 
 impl Contents {
     /// # Errors
@@ -402,7 +413,7 @@ fn lift(error: garage::Error) -> Error {
             Some("have the fabric admin attach it: drydock recovery export VM --to THIS-GARAGE, on the host"),
         ),
         E::Cancelled => (Kind::Interrupted, Some("run the command again to go on")),
-        _ => (Kind::BadInput, Some("the RG disk is damaged or not one: abort the recovery and export again")),
+        _ => (Kind::BadInput, Some(DAMAGED)),
     };
     let lifted = Error::of(kind, &error);
     match remedy {
