@@ -9,19 +9,24 @@ use anyhow::{Context, Result};
 use garage::Digest;
 use serde_json::Value;
 
-use crate::world::World;
+use crate::world::{SWITCH, World};
 
 pub const DISK: u64 = 8 << 20;
 
 impl World {
     /// A VM whose disk holds nothing but a text that can be found again.
     pub fn create_blank(&self, name: &str, extra: &[&str]) -> Result<Value> {
+        self.create_blank_on(name, SWITCH, extra)
+    }
+
+    /// The same on another switch.
+    pub fn create_blank_on(&self, name: &str, switch: &str, extra: &[&str]) -> Result<Value> {
         let disk = self.fabric(&format!("{name}.blank.raw"));
         let mut bytes = vec![0; usize::try_from(DISK)?];
         let text = format!("the disk of {name}");
         bytes[1 << 20..(1 << 20) + text.len()].copy_from_slice(text.as_bytes());
         fs::write(&disk, bytes)?;
-        let vm = self.create_vm(name, &disk, extra)?;
+        let vm = self.create_with(name, &disk, switch, extra)?;
         fs::remove_file(&disk)?;
         Ok(vm)
     }

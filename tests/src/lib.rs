@@ -3,6 +3,7 @@
 
 pub mod blank;
 pub mod console;
+pub mod denial;
 pub mod images;
 pub mod process;
 pub mod report;

@@ -63,6 +63,20 @@ pub struct World {
 impl World {
     /// The Host Guardian Service runs, the host is attested, the tenant knows the fabric.
     pub fn new() -> Result<Self> {
+        Self::with_store(|_| Ok(()))
+    }
+
+    /// The host's store lies on a file system of `mib` MiB.
+    pub fn on_small_store(mib: u32) -> Result<Self> {
+        Self::with_store(|store| {
+            std::fs::create_dir(store)?;
+            let mut mount = Command::new("mount");
+            mount.args(["-t", "tmpfs", "-o", &format!("size={mib}m,mode=0700"), "tmpfs"]).arg(store);
+            run(&mut mount, b"", SHORT)?.ok().map(drop)
+        })
+    }
+
+    fn with_store(prepare: impl FnOnce(&Path) -> Result<()>) -> Result<Self> {
         // Disks are large: not where the system keeps small temporary files in memory.
         let base = worlds()?;
         reap_the_dead(&base)?;
@@ -71,6 +85,7 @@ impl World {
             std::fs::create_dir(dir.path().join(folder))?;
         }
         let mut world = World { agent: None, hgs: None, netns: Netns::new()?, dir };
+        prepare(&world.store())?;
         let hgs_dir = world.fabric("hgs").display().to_string();
         world.admin(&["hgs", "init", "--dir", &hgs_dir])?.ok()?;
         world.start_hgs()?;
@@ -84,6 +99,12 @@ impl World {
         world.tenant(&["guardian", "new", "tenant"])?.ok()?;
         world.tenant(&["guardian", "import", &path(&fabric), "--name", "fabric"])?.ok()?;
         Ok(world)
+    }
+
+    /// One more virtual switch.
+    pub fn add_switch(&self, name: &str) -> Result<()> {
+        ip(&["-n", &self.netns.0, "link", "add", name, "type", "bridge"])?;
+        ip(&["-n", &self.netns.0, "link", "set", name, "up"]).map(drop)
     }
 
     /// A path in the fabric's folder.
@@ -198,11 +219,15 @@ impl World {
 
     /// The tenant makes a protector, the fabric admin a VM with it.
     pub fn create_vm(&self, name: &str, disk: &Path, extra: &[&str]) -> Result<Value> {
+        self.create_with(name, disk, SWITCH, extra)
+    }
+
+    pub fn create_with(&self, name: &str, disk: &Path, switch: &str, extra: &[&str]) -> Result<Value> {
         let protector = self.offline(&format!("{name}.protector.xml"));
         self.tenant(&["protector", "new", "--owner", "tenant", "--guardian", "fabric", "--out", &path(&protector)])?
             .ok()?;
         let (disk, protector) = (path(disk), path(&protector));
-        let mut args = vec!["vm", "create", name, "--disk", &disk, "--protector", &protector, "--switch", SWITCH];
+        let mut args = vec!["vm", "create", name, "--disk", &disk, "--protector", &protector, "--switch", switch];
         args.extend(extra);
         self.admin_json(&args)
     }
@@ -288,6 +313,7 @@ impl Drop for World {
         // After a failure: nothing of ours may outlive the run.
         self.agent = None;
         self.hgs = None;
+        unmount(&self.store());
         kill_all(&self.dir.path().display().to_string());
     }
 }
@@ -327,6 +353,7 @@ fn reap(base: &Path, owner: u32) {
     }
     for entry in std::fs::read_dir(base).into_iter().flatten().flatten() {
         if entry.file_name().to_string_lossy().starts_with(&format!("{owner}-")) {
+            unmount(&entry.path().join("fabric/store"));
             let _ = std::fs::remove_dir_all(entry.path());
         }
     }
@@ -342,6 +369,14 @@ fn processes(mark: &str) -> Vec<(rustix::process::Pid, String)> {
         (pid != rustix::process::getpid() && line.contains(mark)).then_some((pid, line))
     })
     .collect()
+}
+
+/// Takes away a file system of its own, if there is one.
+fn unmount(store: &Path) {
+    let mounts = std::fs::read_to_string("/proc/mounts").unwrap_or_default();
+    if mounts.lines().any(|line| line.split(' ').nth(1) == store.to_str()) {
+        let _ = run(Command::new("umount").arg("--lazy").arg(store), b"", SHORT);
+    }
 }
 
 fn kill_all(mark: &str) {

@@ -1,0 +1,191 @@
+//! The files that people carry from one machine to another: wrong, cut, swapped, stale. Each is refused by name.
+
+use std::fs;
+
+use anyhow::{Context, Result};
+use drydock_tests::denial::Denials;
+use drydock_tests::tenant::{owner, recovery_guardian};
+use drydock_tests::world::{World, path};
+use key_protector::{Guardian, KeyKind, Protector, Role};
+use recovery::documents::{RecoveryRequest, write_request};
+use time::{Duration, OffsetDateTime};
+use uuid::Uuid;
+
+const REFUSED: i32 = 3;
+const BAD_INPUT: i32 = 4;
+const NOT_FOUND: i32 = 5;
+const WRONG_STATE: i32 = 6;
+
+fn request(protector: &Protector, guardian: &Guardian) -> Result<RecoveryRequest> {
+    Ok(RecoveryRequest {
+        recovery_id: Uuid::new_v4(),
+        vm_id: Uuid::new_v4(),
+        vm_name: "dvm".into(),
+        garage: "vmre (0123)".into(),
+        created: OffsetDateTime::now_utc().unix_timestamp(),
+        protector: String::from_utf8(protector.to_xml())?,
+        guardian: String::from_utf8(guardian.public().to_xml())?,
+    })
+}
+
+#[test]
+fn a_grant_answers_a_good_request_only() -> Result<()> {
+    let world = World::new()?;
+    let mut denials = Denials::default();
+    let owner = owner(&world)?;
+    let (protector, _) = Protector::new(&owner, &[], OffsetDateTime::now_utc())?;
+    let guardian = recovery_guardian(Duration::hours(24))?;
+    let good = write_request(&request(&protector, &guardian)?, &guardian)?;
+    let file = world.offline("request");
+    let grant = world.offline("grant");
+    let (from, to) = (path(&file), path(&grant));
+    let ask = |bytes: &[u8], owner: &str| {
+        fs::write(&file, bytes)?;
+        world.tenant(&["recovery", "grant", &from, "--owner", owner, "--yes", "--out", &to])
+    };
+    let mut refuse = |name: &str, code, says: &str, bytes: &[u8]| {
+        denials.expect(name, code, says, ask(bytes, "tenant"));
+        denials.note(&format!("{name}: nothing written"), (!grant.exists()).then_some(()).context("a grant"));
+    };
+    refuse("an empty file", BAD_INPUT, "request", b"");
+    refuse("a text", BAD_INPUT, "request", b"please let me in\n");
+    refuse("half a request", BAD_INPUT, "request", &good[..good.len() / 2]);
+    for at in [10, good.len() / 3, good.len() / 2, good.len() - 20] {
+        let mut bytes = good.clone();
+        bytes[at] ^= 1;
+        refuse(&format!("a request with byte {at} changed"), BAD_INPUT, "request", &bytes);
+    }
+    refuse("a key protector", BAD_INPUT, "request", &protector.to_xml());
+    let stranger = recovery_guardian(Duration::hours(24))?;
+    let signed_by_another = write_request(&request(&protector, &guardian)?, &stranger)?;
+    refuse("a request signed by another than its guardian", BAD_INPUT, "signed by another", &signed_by_another);
+    let long = recovery_guardian(Duration::hours(100))?;
+    refuse(
+        "a guardian for four days",
+        REFUSED,
+        "longer than 72 hours",
+        &write_request(&request(&protector, &long)?, &long)?,
+    );
+    let now = OffsetDateTime::now_utc();
+    let past = Guardian::generate(
+        "recovery",
+        Role::Recovery,
+        KeyKind::Rsa2048,
+        now - Duration::hours(2),
+        now - Duration::hours(1),
+    )?;
+    refuse("an expired guardian", BAD_INPUT, "not valid now", &write_request(&request(&protector, &past)?, &past)?);
+    let fabric = Guardian::generate(
+        "fabric",
+        Role::Fabric,
+        KeyKind::Rsa2048,
+        now - Duration::hours(2),
+        now + Duration::hours(1),
+    )?;
+    refuse(
+        "a guardian that is not a recovery guardian",
+        REFUSED,
+        "not a recovery guardian",
+        &write_request(&request(&protector, &fabric)?, &fabric)?,
+    );
+    let other = Guardian::generate(
+        "tenant",
+        Role::Owner,
+        KeyKind::Rsa2048,
+        now - Duration::hours(2),
+        now + Duration::hours(1),
+    )?;
+    let (foreign, _) = Protector::new(&other, &[], now)?;
+    refuse(
+        "somebody else's VM",
+        BAD_INPUT,
+        "the VM belongs to",
+        &write_request(&request(&foreign, &guardian)?, &guardian)?,
+    );
+
+    denials.expect("an owner that is not here", NOT_FOUND, "nobody", ask(&good, "nobody"));
+    ask(&good, "tenant")?.ok().context("the control")?;
+    denials.expect("an answer that exists already", WRONG_STATE, "exists already", ask(&good, "tenant"));
+    denials.close();
+    world.close()
+}
+
+#[test]
+fn guardian_and_protector_files_are_checked() -> Result<()> {
+    let world = World::new()?;
+    let mut denials = Denials::default();
+    let protector = world.offline("vm.protector.xml");
+    let junk = world.offline("junk");
+    fs::write(&junk, "<Protector/>")?;
+    let (good, junk, out) = (path(&protector), path(&junk), path(&world.offline("out.xml")));
+    let new = ["protector", "new", "--owner", "tenant", "--guardian", "fabric", "--out", &good];
+    world.tenant(&new)?.ok()?;
+    let mut refuse = |name: &str, code, says: &str, args: &[&str]| denials.expect(name, code, says, world.tenant(args));
+    refuse("a protector that is none", BAD_INPUT, "junk", &["protector", "verify", &junk]);
+    refuse("a protector that is not there", NOT_FOUND, "nosuch", &["protector", "show", "nosuch"]);
+    refuse("a protector over another", WRONG_STATE, "exists already", &new);
+    refuse(
+        "a grant to an unknown guardian",
+        NOT_FOUND,
+        "nobody",
+        &["protector", "grant", &good, "--owner", "tenant", "--to", "nobody", "--out", &out],
+    );
+    refuse(
+        "a grant with only the public half of an owner",
+        BAD_INPUT,
+        "public half",
+        &["protector", "grant", &good, "--owner", "fabric", "--to", "fabric", "--out", &out],
+    );
+    refuse(
+        "a revocation of nobody",
+        NOT_FOUND,
+        "nobody",
+        &["protector", "revoke", &good, "--owner", "tenant", "--from", "nobody", "--out", &out],
+    );
+    refuse("a guardian over another", WRONG_STATE, "exists already", &["guardian", "new", "tenant"]);
+    refuse("a guardian file that is none", BAD_INPUT, "junk", &["guardian", "import", &junk]);
+    refuse("a guardian's name that is a path", BAD_INPUT, "../x", &["guardian", "new", "../x"]);
+    refuse("a guardian that is not there", NOT_FOUND, "nobody", &["guardian", "show", "nobody"]);
+    let pem = world.offline(".config/drydock/guardians/tenant.pem");
+    use std::os::unix::fs::PermissionsExt;
+    fs::set_permissions(&pem, fs::Permissions::from_mode(0o644))?;
+    refuse(
+        "a private key that others may read",
+        REFUSED,
+        "chmod 600",
+        &["protector", "grant", &good, "--owner", "tenant", "--to", "fabric", "--out", &out],
+    );
+    fs::set_permissions(&pem, fs::Permissions::from_mode(0o600))?;
+    let signed = world.tenant(&["protector", "verify", &good])?;
+    signed.ok().context("the control")?;
+    let exists = world.offline("out.xml").exists();
+    denials.note("no file was written", (!exists).then_some(()).context("there is one"));
+
+    let disk = world.fabric("disk.raw");
+    fs::write(&disk, vec![0; 1 << 20])?;
+    let disk = path(&disk);
+    let create = |name: &str, disk: &str, protector: &str, switch: &str, memory: &str| {
+        world.admin(&[
+            "vm",
+            "create",
+            name,
+            "--disk",
+            disk,
+            "--protector",
+            protector,
+            "--switch",
+            switch,
+            "--memory",
+            memory,
+        ])
+    };
+    denials.expect("a VM's name that is a path", BAD_INPUT, "../x", create("../x", &disk, &good, "br0", "256"));
+    denials.expect("a disk that is not there", NOT_FOUND, "nosuch", create("vm", "nosuch", &good, "br0", "256"));
+    denials.expect("a protector that is none", BAD_INPUT, "protector", create("vm", &disk, &junk, "br0", "256"));
+    denials.expect("a switch that is not there", NOT_FOUND, "br9", create("vm", &disk, &good, "br9", "256"));
+    denials.expect("no memory to speak of", BAD_INPUT, "memory", create("vm", &disk, &good, "br0", "1"));
+    create("vm", &disk, &good, "br0", "256")?.ok().context("the control")?;
+    denials.expect("a name that is taken", WRONG_STATE, "already", create("vm", &disk, &good, "br0", "256"));
+    denials.close();
+    world.close()
+}
