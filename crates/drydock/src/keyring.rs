@@ -4,7 +4,7 @@ use std::io::{IsTerminal, Read};
 use std::path::{Path, PathBuf};
 
 use host::durable;
-use host::error::{Context, Error, Kind, Result};
+use host::error::{Context, Error, Kind, Next, Result};
 use key_protector::{Guardian, GuardianPublic};
 use zeroize::Zeroizing;
 
@@ -129,13 +129,16 @@ fn refuse_open_to_others(path: &Path) -> Result<()> {
 pub(crate) fn read(path: &Path) -> Result<Vec<u8>> {
     durable::read_bounded(path, MAX_FILE).map_err(|e| {
         let kind = if e.kind() == std::io::ErrorKind::NotFound { Kind::NotFound } else { Kind::BadInput };
-        Error::new(kind, format!("cannot read {}", path.display())).caused_by(&e)
+        Error::new(kind, format!("cannot read {}", path.display()))
+            .caused_by(&e)
+            .remedy("name an existing, readable file")
     })
 }
 
 pub(crate) fn read_public(path: &Path) -> Result<GuardianPublic> {
     GuardianPublic::parse(&read(path)?)
         .context(Kind::BadInput, || format!("{} is not a guardian's metadata document", path.display()))
+        .or_next(|| "name what `drydock guardian export` or `drydock hgs guardian` wrote".into())
 }
 
 /// Reads a passphrase from a descriptor, or asks on the terminal. Never from an argument or the environment.

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use host::error::{Context, Error, Kind, Result};
+use host::error::{Context, Error, Kind, Next, Result};
 use key_protector::{Protector as Document, Wrapping};
 use recovery::rfc3339;
 use serde_json::{Value, json};
@@ -83,6 +83,7 @@ fn finish(protector: &Document, target: &Path, out: &Output) -> Result<()> {
 pub(crate) fn load(file: &Path) -> Result<Document> {
     Document::parse(&keyring::read(file)?)
         .context(Kind::BadInput, || format!("{} is not a key protector", file.display()))
+        .or_next(|| "name what `drydock protector new`, `grant` or `revoke` wrote".into())
 }
 
 fn fingerprint_of(protector: &Document, who: &str) -> Result<String> {

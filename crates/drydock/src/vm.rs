@@ -55,8 +55,11 @@ fn create(args: VmCreate, socket: &Path, out: &Output) -> Result<()> {
     let protector = String::from_utf8(keyring::read(&args.protector)?)
         .context(Kind::BadInput, || format!("{} is not a key protector", args.protector.display()))?;
     let absolute = |path: &PathBuf| {
-        path.canonicalize()
-            .map_err(|e| Error::new(Kind::NotFound, format!("there is no disk image {}", path.display())).caused_by(&e))
+        path.canonicalize().map_err(|e| {
+            Error::new(Kind::NotFound, format!("there is no disk image {}", path.display()))
+                .caused_by(&e)
+                .remedy("name an existing disk image")
+        })
     };
     let request = VmRequest::VmCreate(CreateVm {
         name: args.name,

@@ -13,7 +13,7 @@ use tokio::sync::OwnedMutexGuard;
 
 use crate::api::{AgentInfo, PowerState, VmStatus};
 use crate::console::Console;
-use crate::error::{Context, Error, Kind, Result};
+use crate::error::{Context, Error, Kind, Next, Result};
 use crate::keys::KeySource;
 use crate::store::{Store, VmDir};
 use crate::wire::Events;
@@ -341,7 +341,7 @@ impl Agent {
     pub fn status(&self, dir: &VmDir) -> Result<VmStatus> {
         let spec = dir.spec()?;
         let generation = dir.current()?;
-        let protector = dir.protector(generation)?;
+        let protector = dir.parsed_protector(generation)?;
         let owner = protector.owner().signing_certificate();
         let mut state = PowerState::Off;
         let mut pid = None;
@@ -425,7 +425,7 @@ pub fn open_record(dir: &VmDir, slot: u64, rolled: &Rolled, protector: &Protecto
             dir.name()
         )
     })
-    .map_err(|error| error.remedy("put the slot back that belongs to this VM; while it is in recovery: drydock recovery abort"))
+    .or_next(|| "put the slot back that belongs to this VM; while it is in recovery: drydock recovery abort".into())
 }
 
 /// The files around the sealed record may have been edited; where they disagree with it, nothing starts.

@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use crate::agent::{Agent, VmLock};
 use crate::api::CreateVm;
-use crate::error::{Context, Error, Kind, Result};
+use crate::error::{Context, Error, Kind, Next, Result};
 use crate::image;
 use crate::wire::Events;
 
@@ -27,15 +27,18 @@ impl Agent {
                 .remedy("choose another name, or delete it first"));
         }
         let protector = Protector::parse(request.protector.as_bytes())
-            .context(Kind::BadInput, || "the key protector is not a valid Protector document".into())?;
+            .context(Kind::BadInput, || "the key protector is not one".into())
+            .or_next(|| "name what the VM's owner made with `drydock protector new`".into())?;
         protector
             .verify(OffsetDateTime::now_utc())
-            .context(Kind::BadInput, || "the key protector does not verify".into())?;
+            .context(Kind::BadInput, || "the key protector does not verify".into())
+            .or_next(|| "have the VM's owner make it again: drydock protector new".into())?;
         if request.disks.is_empty() {
             return Err(Error::new(Kind::BadInput, "a VM needs at least one disk").remedy("--disk IMAGE"));
         }
         machine::tap::check_switch(&request.switch)
-            .context(Kind::NotFound, || format!("'{}' is not a virtual switch of this host", request.switch))?;
+            .context(Kind::NotFound, || format!("'{}' is not a virtual switch of this host", request.switch))
+            .or_next(|| "name an existing bridge: ip link show type bridge".into())?;
         let made = self.create_in(&lock, request, &protector, events).await;
         if made.is_err() {
             lock.dir().remove()?;
@@ -69,7 +72,9 @@ impl Agent {
                 size,
             });
         }
-        spec.validate().context(Kind::BadInput, || "the VM cannot be made like that".into())?;
+        spec.validate()
+            .context(Kind::BadInput, || "the VM cannot be made like that".into())
+            .or_next(|| "change that and run the command again; drydock vm create --help".into())?;
         for (source, disk) in request.disks.iter().zip(&spec.disks) {
             image::import(source, &disk.path, events).await?;
         }

@@ -122,6 +122,19 @@ impl<T, E: std::error::Error + 'static> Context<T> for std::result::Result<T, E>
     }
 }
 
+/// Adds the next step to a failure.
+pub trait Next {
+    /// # Errors
+    /// The original error, with a remedy.
+    fn or_next(self, remedy: impl FnOnce() -> String) -> Self;
+}
+
+impl<T> Next for Result<T> {
+    fn or_next(self, remedy: impl FnOnce() -> String) -> Self {
+        self.map_err(|error| error.remedy(remedy()))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

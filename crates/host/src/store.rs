@@ -19,10 +19,11 @@ use key_protector::Protector;
 use machine::{DiskSpec, VmSpec};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use time::OffsetDateTime;
 
 use crate::api::Hold;
 use crate::durable;
-use crate::error::{Context, Error, Kind, Result};
+use crate::error::{Context, Error, Kind, Next, Result};
 
 const MAX_JSON: u64 = 256 << 10;
 const MAX_PROTECTOR: u64 = 1 << 20;
@@ -232,19 +233,50 @@ impl VmDir {
         Ok(slot)
     }
 
+    /// The key protector of a slot, with every signature checked: a damaged file is told here, by its name, and not
+    /// by a Host Guardian Service that knows no files.
+    ///
+    /// # Errors
+    /// `BadInput` naming the file when it is not a protector, or when it does not verify now.
+    pub fn protector(&self, generation: u64) -> Result<Protector> {
+        let protector = self.parsed_protector(generation)?;
+        protector
+            .verify(OffsetDateTime::now_utc())
+            .context(Kind::BadInput, || format!("{} does not verify", self.protector_path(generation).display()))
+            .map_err(|error| self.another_slot(error))?;
+        Ok(protector)
+    }
+
+    /// The key protector of a slot as it is written, for showing.
+    ///
     /// # Errors
     /// `BadInput` naming the file when it is not a protector.
-    pub fn protector(&self, generation: u64) -> Result<Protector> {
-        let path = self.slot(generation).join("protector.xml");
-        let bytes = durable::read_bounded(&path, MAX_PROTECTOR)
-            .context(Kind::BadInput, || format!("cannot read the key protector {}", path.display()))?;
-        Protector::parse(&bytes).context(Kind::BadInput, || format!("{} is not a valid key protector", path.display()))
+    pub fn parsed_protector(&self, generation: u64) -> Result<Protector> {
+        let path = self.protector_path(generation);
+        durable::read_bounded(&path, MAX_PROTECTOR)
+            .context(Kind::BadInput, || format!("cannot read the key protector {}", path.display()))
+            .and_then(|bytes| {
+                Protector::parse(&bytes)
+                    .context(Kind::BadInput, || format!("{} is not a key protector", path.display()))
+            })
+            .map_err(|error| self.another_slot(error))
+    }
+
+    fn protector_path(&self, generation: u64) -> PathBuf {
+        self.slot(generation).join("protector.xml")
+    }
+
+    fn another_slot(&self, error: Error) -> Error {
+        error.remedy(format!(
+            "restore it, or write the number of another complete slot into {}",
+            self.path.join("current").display()
+        ))
     }
 
     /// # Errors
     /// When it cannot be written.
     pub fn write_protector(&self, generation: u64, protector: &Protector) -> Result<()> {
-        let path = self.slot(generation).join("protector.xml");
+        let path = self.protector_path(generation);
         durable::write_atomic(&path, &protector.to_xml())
             .context(Kind::Internal, || format!("cannot write {}", path.display()))
     }
@@ -304,7 +336,9 @@ impl VmDir {
 pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
     let bytes =
         durable::read_bounded(path, MAX_JSON).context(Kind::BadInput, || format!("cannot read {}", path.display()))?;
-    serde_json::from_slice(&bytes).context(Kind::BadInput, || format!("{} is damaged", path.display()))
+    serde_json::from_slice(&bytes)
+        .context(Kind::BadInput, || format!("{} is damaged", path.display()))
+        .or_next(|| "undo the edit, or restore the file from a backup".into())
 }
 
 /// Writes a JSON file durably, readable by its owner only.

@@ -1,6 +1,6 @@
 //! The three papers of a recovery: request, grant, hand-back receipt. Each is JSON inside a signed document.
 
-use host::error::{Context, Error, Kind, Result};
+use host::error::{Context, Error, Kind, Next, Result};
 use key_protector::{Certificate, Guardian, GuardianPublic, Protector, signed};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -78,11 +78,14 @@ fn sign<T: Serialize>(kind: &str, payload: &T, by: &Guardian) -> Result<Vec<u8>>
 }
 
 fn open<T: DeserializeOwned>(kind: &str, what: &str, document: &[u8]) -> Result<(T, Certificate)> {
-    let verified = signed::verify(kind, document).context(Kind::BadInput, || {
-        format!("{what} is not a valid {} document", kind.trim_start_matches("drydock/"))
-    })?;
+    let name = kind.trim_start_matches("drydock/").replace('-', " ");
+    let again = || format!("name a {name} that is whole and unaltered: copy it again from where it was made");
+    let verified = signed::verify(kind, document)
+        .context(Kind::BadInput, || format!("{what} is not a valid {name}"))
+        .or_next(again)?;
     let payload = serde_json::from_slice(&verified.payload)
-        .context(Kind::BadInput, || format!("{what}: its content has another shape"))?;
+        .context(Kind::BadInput, || format!("{what}: its content has another shape"))
+        .or_next(again)?;
     Ok((payload, verified.signer))
 }
 
@@ -116,7 +119,10 @@ pub fn read_request(what: &str, document: &[u8], now: OffsetDateTime) -> Result<
     guardian
         .signing()
         .check_valid_at(now)
-        .context(Kind::BadInput, || format!("{what}: its recovery guardian is not valid now"))?;
+        .context(Kind::BadInput, || format!("{what}: its recovery guardian is not valid now"))
+        .or_next(|| {
+            "make a new request: drydock recovery import, in the repair garage; and check both clocks".into()
+        })?;
     let protector = Protector::parse(request.protector.as_bytes())
         .context(Kind::BadInput, || format!("{what}: field 'protector' is not a key protector"))?;
     Ok(CheckedRequest { request, protector, guardian })

@@ -4,7 +4,7 @@ use std::fs;
 
 use host::api::Hold;
 use host::durable;
-use host::error::{Context, Error, Kind, Result};
+use host::error::{Context, Error, Kind, Next, Result};
 use host::keys::{KeySource, LocalGuardians};
 use host::store::VmDir;
 use host::wire::Events;
@@ -73,7 +73,8 @@ async fn import(agent: &Agent, guardians: &LocalGuardians, options: &Options, ev
     let outbound = device.outbound()?;
     let name = outbound.spec.name.clone();
     machine::tap::check_switch(&options.switch)
-        .context(Kind::NotFound, || format!("'{}' is not a virtual switch of this garage", options.switch))?;
+        .context(Kind::NotFound, || format!("'{}' is not a virtual switch of this garage", options.switch))
+        .or_next(|| "name an existing bridge with --switch: ip link show type bridge".into())?;
     let lock = agent.lock_dir(agent.store().vm_dir(&name)?)?;
     let mut journal = match Journal::open_for(agent.store(), &name)? {
         Some(journal) if journal.id() == outbound.recovery_id => journal,

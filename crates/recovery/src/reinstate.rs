@@ -5,7 +5,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use host::durable;
-use host::error::{Context, Error, Kind, Result};
+use host::error::{Context, Error, Kind, Next, Result};
 use host::store::VmDir;
 use host::wire::Events;
 use host::{Agent, VmLock};
@@ -118,7 +118,7 @@ async fn verify(journal: &Journal, original: &VmDir) -> Result<Back> {
     protector
         .verify(OffsetDateTime::now_utc())
         .context(Kind::BadInput, || format!("{what}: its key protector does not verify"))
-        .map_err(|error| error.remedy(give_up.clone()))?;
+        .or_next(|| give_up.clone())?;
     let owner = ours.owner().signing_certificate().fingerprint();
     if protector.owner().signing_certificate().fingerprint() != owner {
         return wrong("protector", "its owner is not the VM's owner".into());
