@@ -12,6 +12,7 @@ const NOT_FOUND: i32 = 5;
 const WRONG_STATE: i32 = 6;
 const KEY_RELEASE: i32 = 7;
 const NO_SPACE: i32 = 9;
+const UNREACHABLE: i32 = 11;
 
 #[test]
 fn an_export_checks_before_it_changes() -> Result<()> {
@@ -192,6 +193,29 @@ fn a_console_is_for_encryption_supported_vms_only() -> Result<()> {
     for vm in ["closed", "open"] {
         world.admin(&["vm", "stop", vm, "--force"])?.ok()?;
     }
+    denials.close();
+    world.close()
+}
+
+/// An agent that is killed leaves its VMs running; the next one knows them, starts none twice, and can end them.
+#[test]
+fn a_killed_agent_loses_no_vm() -> Result<()> {
+    let mut world = World::new()?;
+    world.create_blank("dvm", &["--memory", "256"])?;
+    world.admin(&["vm", "start", "dvm"])?.ok()?;
+    let pid = world.admin_json(&["vm", "show", "dvm"])?["pid"].clone();
+    world.kill_agent()?;
+    let mut denials = Denials::default();
+    denials.expect("a command without an agent", UNREACHABLE, "agent", world.admin(&["vm", "list"]));
+    world.start_agent()?;
+    let shown = world.admin_json(&["vm", "show", "dvm"])?;
+    anyhow::ensure!(shown["state"] == "orphaned" && shown["pid"] == pid, "not recognised: {shown}");
+    denials.expect("starting it a second time", WRONG_STATE, "still runs", world.admin(&["vm", "start", "dvm"]));
+    denials.expect("deleting it", WRONG_STATE, "runs", world.admin(&["vm", "delete", "dvm", "--yes"]));
+    world.admin(&["vm", "stop", "dvm", "--force"])?.ok()?;
+    anyhow::ensure!(world.admin_json(&["vm", "show", "dvm"])?["state"] == "off", "it still runs");
+    world.admin(&["vm", "start", "dvm"])?.ok().context("the control")?;
+    world.admin(&["vm", "stop", "dvm", "--force"])?.ok()?;
     denials.close();
     world.close()
 }

@@ -2,10 +2,11 @@
 
 use std::fs;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use drydock_tests::denial::Denials;
+use drydock_tests::process::run;
 use drydock_tests::tenant::{owner, recovery_guardian};
-use drydock_tests::world::{World, path};
+use drydock_tests::world::{World, drydock, path};
 use key_protector::{Guardian, KeyKind, Protector, Role};
 use recovery::documents::{RecoveryRequest, write_request};
 use time::{Duration, OffsetDateTime};
@@ -187,5 +188,66 @@ fn guardian_and_protector_files_are_checked() -> Result<()> {
     create("vm", &disk, &good, "br0", "256")?.ok().context("the control")?;
     denials.expect("a name that is taken", WRONG_STATE, "already", create("vm", &disk, &good, "br0", "256"));
     denials.close();
+    world.close()
+}
+
+/// Keys in PKCS#12 open with their passphrase only, which comes over a descriptor.
+#[test]
+fn keys_can_be_under_a_passphrase() -> Result<()> {
+    let world = World::new()?;
+    let mut denials = Denials::default();
+    let with = |passphrase: &str, args: &str| {
+        let file = world.offline("passphrase");
+        fs::write(&file, format!("{passphrase}\n"))?;
+        let script = format!("exec {} {args} --passphrase-fd 3 3< {}", drydock()?.display(), file.display());
+        let mut shell = std::process::Command::new("sh");
+        shell.args(["-c", &script]).env("HOME", world.offline("."));
+        run(&mut shell, b"", std::time::Duration::from_secs(60))
+    };
+    denials.expect(
+        "a passphrase of four letters",
+        BAD_INPUT,
+        "shorter",
+        with("abcd", "guardian new safe --format pkcs12"),
+    );
+    with("a long passphrase", "guardian new safe --format pkcs12")?.ok()?;
+    let p12 = fs::read(world.offline(".config/drydock/guardians/safe.p12"))?;
+    ensure!(!p12.windows(11).any(|w| w == b"PRIVATE KEY"), "the private key lies open");
+    let out = path(&world.offline("safe.protector.xml"));
+    let new = format!("protector new --owner safe --guardian fabric --out {out}");
+    denials.expect("another passphrase", BAD_INPUT, "wrong passphrase", with("another passphrase", &new));
+    let asked = world.tenant(&["protector", "new", "--owner", "safe", "--guardian", "fabric", "--out", &out]);
+    denials.expect("no passphrase and no terminal", BAD_INPUT, "no terminal", asked);
+    with("a long passphrase", &new)?.ok().context("the control")?;
+    denials.close();
+    world.close()
+}
+
+/// What people read before they trust a file.
+#[test]
+fn show_says_who_owns_who_opens_and_until_when() -> Result<()> {
+    let world = World::new()?;
+    let file = path(&world.offline("vm.protector.xml"));
+    world.tenant(&["protector", "new", "--owner", "tenant", "--guardian", "fabric", "--out", &file])?.ok()?;
+    world.tenant(&["guardian", "new", "partner", "--role", "fabric"])?.ok()?;
+    let granted = path(&world.offline("granted.xml"));
+    world.tenant(&["protector", "grant", &file, "--owner", "tenant", "--to", "partner", "--out", &granted])?.ok()?;
+    let shown = world.tenant(&["protector", "show", &granted])?.ok()?.stdout;
+    for text in ["tenant", "owner", "fabric", "partner", "until 20"] {
+        ensure!(shown.contains(text), "no {text:?} in: {shown}");
+    }
+    let revoked = path(&world.offline("revoked.xml"));
+    world
+        .tenant(&["protector", "revoke", &granted, "--owner", "tenant", "--from", "partner", "--out", &revoked])?
+        .ok()?;
+    let shown = world.tenant(&["protector", "show", &revoked])?.ok()?.stdout;
+    ensure!(!shown.contains("partner"), "the revoked guardian is still there: {shown}");
+    let exported = path(&world.offline("partner.xml"));
+    world.tenant(&["guardian", "export", "partner", "--out", &exported])?.ok()?;
+    ensure!(!fs::read_to_string(&exported)?.contains("PRIVATE"), "an export with a private key");
+    world.tenant(&["guardian", "import", &exported, "--name", "again"])?.ok()?;
+    let list = world.tenant(&["guardian", "list"])?.ok()?.stdout;
+    ensure!(list.lines().any(|l| l.starts_with("again") && l.contains("public")), "not listed: {list}");
+    ensure!(list.lines().any(|l| l.starts_with("tenant") && l.contains("private")), "not listed: {list}");
     world.close()
 }

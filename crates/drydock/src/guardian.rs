@@ -105,10 +105,11 @@ fn write_keys(
         KeyFileArg::Pkcs12 => {
             let passphrase = keyring::passphrase(&format!("New passphrase for {name}: "), passphrase_fd)?;
             if passphrase.chars().count() < 8 {
-                return Err(Error::new(Kind::BadInput, "the passphrase is shorter than 8 characters"));
+                return Err(Error::new(Kind::BadInput, "the passphrase is shorter than 8 characters")
+                    .remedy("choose a longer one; four random words are good"));
             }
             if passphrase_fd.is_none() && *passphrase != *keyring::passphrase("Again: ", None)? {
-                return Err(Error::new(Kind::BadInput, "the two passphrases differ"));
+                return Err(Error::new(Kind::BadInput, "the two passphrases differ").remedy("run the command again"));
             }
             let bytes = keys.to_pkcs12(&passphrase).context(Kind::Internal, || "cannot write PKCS#12".into())?;
             let file = keyring.path(name, "p12")?;

@@ -103,9 +103,11 @@ impl Keyring {
             }
             Some("p12") => {
                 let passphrase = passphrase(&format!("Passphrase of {name}: "), passphrase_fd)?;
-                Guardian::from_pkcs12(&bytes, &passphrase).context(Kind::BadInput, || {
-                    format!("{} does not open: wrong passphrase, or damaged", entry.file.display())
-                })
+                Guardian::from_pkcs12(&bytes, &passphrase)
+                    .context(Kind::BadInput, || {
+                        format!("{} does not open: wrong passphrase, or damaged", entry.file.display())
+                    })
+                    .or_next(|| "type it again; if it is right, restore the file from a backup".into())
             }
             _ => Err(Error::new(Kind::BadInput, format!("only the public half of '{name}' is here"))
                 .remedy("run this where its private key is")),

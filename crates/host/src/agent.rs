@@ -58,13 +58,43 @@ impl VmLock {
         self.live.is_some()
     }
 
+    /// The QEMU of an earlier agent, killed meanwhile, that still runs this VM.
+    fn orphan(&mut self) -> Result<Option<u32>> {
+        // Without a specification there is no VM, and nothing that could run.
+        if self.is_running() || !self.dir.exists() {
+            return Ok(None);
+        }
+        Ok(machine::find_qemu(self.dir.spec()?.id))
+    }
+
+    /// Nothing may be done to a VM that runs out of this agent's hands, except to end it.
+    ///
+    /// # Errors
+    /// `WrongState`, naming the process.
+    pub fn refuse_orphan(&mut self) -> Result<()> {
+        let name = self.dir.name().to_owned();
+        match self.orphan()? {
+            None => Ok(()),
+            Some(pid) => Err(Error::new(
+                Kind::WrongState,
+                format!("{name} still runs as process {pid} of an earlier agent, which this one cannot direct"),
+            )
+            .remedy(format!("shut it down from inside, or drydock vm stop {name} --force"))),
+        }
+    }
+
     /// Asks the guest to switch off and waits; with `force` the power is cut.
     ///
     /// # Errors
-    /// `WrongState` when the guest does not react in time.
+    /// `WrongState` when the guest does not react in time, or cannot be asked.
     pub async fn stop(&mut self, force: bool, events: &Events) -> Result<()> {
         if !self.is_running() {
-            return Ok(());
+            return match self.orphan()? {
+                Some(pid) if force => machine::end_orphan(pid)
+                    .await
+                    .context(Kind::Internal, || format!("cannot end process {pid}, the QEMU of {}", self.dir.name())),
+                _ => self.refuse_orphan(),
+            };
         }
         let Some(live) = self.live.as_mut() else { return Ok(()) };
         if force {
@@ -87,6 +117,7 @@ impl VmLock {
     /// # Errors
     /// When QEMU refuses.
     pub async fn attach(&mut self, disk: &DiskSpec) -> Result<()> {
+        self.refuse_orphan()?;
         let mut attached = self.dir.attached()?;
         if !attached.iter().any(|d| d.serial == disk.serial) {
             attached.push(disk.clone());
@@ -109,6 +140,7 @@ impl VmLock {
     /// # Errors
     /// When QEMU refuses.
     pub async fn beside<T>(&mut self, serial: &str, work: impl AsyncFnOnce(&Path) -> T) -> Result<Option<T>> {
+        self.refuse_orphan()?;
         if !self.is_running() {
             return Ok(None);
         }
@@ -129,6 +161,7 @@ impl VmLock {
     /// # Errors
     /// `WrongState` when the guest does not let go of it.
     pub async fn detach(&mut self, serial: &str) -> Result<()> {
+        self.refuse_orphan()?;
         if self.is_running()
             && let Some(live) = self.live.as_mut()
             && live.running.has_disk(serial)
@@ -219,13 +252,7 @@ impl Agent {
             return Err(Error::new(Kind::WrongState, format!("{name} cannot be started: {}", hold.reason))
                 .remedy(format!("drydock recovery status {name}")));
         }
-        if let Some(pid) = machine::find_qemu(vm.dir.spec()?.id) {
-            return Err(Error::new(
-                Kind::WrongState,
-                format!("{name} still runs as process {pid} of an earlier agent"),
-            )
-            .remedy(format!("shut it down from inside, or drydock vm stop {name} --force")));
-        }
+        vm.refuse_orphan()?;
         let spec = vm.dir.spec()?;
         let current = vm.dir.current()?;
         let protector = vm.dir.protector(current)?;

@@ -22,7 +22,7 @@ impl Agent {
     pub async fn create(&self, request: CreateVm, events: &Events) -> Result<()> {
         let dir = self.store().vm_dir(&request.name)?;
         let lock = self.lock_dir(dir)?;
-        if lock.dir().path().join("vm.json").exists() {
+        if lock.dir().exists() {
             return Err(Error::new(Kind::WrongState, format!("there is a VM named '{}' already", request.name))
                 .remedy("choose another name, or delete it first"));
         }
@@ -103,6 +103,7 @@ impl Agent {
                 Error::new(Kind::WrongState, format!("{name} is running")).remedy(format!("drydock vm stop {name}"))
             );
         }
+        vm.refuse_orphan()?;
         if let Some(hold) = vm.dir().hold()? {
             return Err(Error::new(Kind::WrongState, format!("{name} cannot be deleted: {}", hold.reason))
                 .remedy(format!("drydock recovery abort {name}")));

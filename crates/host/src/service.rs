@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use crate::agent::Agent;
 use crate::api::VmRequest;
-use crate::error::{Context, Error, Kind, Result};
+use crate::error::{Context, Kind, Result};
 use crate::server::Outcome;
 use crate::wire::Events;
 
@@ -25,7 +25,7 @@ pub async fn vm_request(agent: &Agent, request: VmRequest, events: &Events) -> R
             status(agent, &name)?
         }
         VmRequest::VmStop { name, force } => {
-            stop(agent, &name, force, events).await?;
+            agent.lock(&name)?.stop(force, events).await?;
             status(agent, &name)?
         }
         VmRequest::VmList => {
@@ -47,24 +47,6 @@ pub async fn vm_request(agent: &Agent, request: VmRequest, events: &Events) -> R
         }
     };
     Ok(Outcome::Value(value))
-}
-
-async fn stop(agent: &Agent, name: &str, force: bool, events: &Events) -> Result<()> {
-    let mut vm = agent.lock(name)?;
-    if vm.is_running() {
-        return vm.stop(force, events).await;
-    }
-    match machine::find_qemu(vm.dir().spec()?.id) {
-        None => Ok(()),
-        Some(pid) if force => machine::end_orphan(pid)
-            .await
-            .context(Kind::Internal, || format!("cannot end process {pid}, the QEMU of {name}")),
-        Some(pid) => Err(Error::new(
-            Kind::WrongState,
-            format!("{name} runs as process {pid} of an earlier agent, which this one cannot ask to shut down"),
-        )
-        .remedy(format!("shut it down from inside, or drydock vm stop {name} --force"))),
-    }
 }
 
 fn status(agent: &Agent, name: &str) -> Result<Value> {

@@ -163,6 +163,12 @@ impl VmDir {
         self.path.join("slots").join(generation.to_string())
     }
 
+    /// True once the VM is whole: its specification is written last and removed first.
+    #[must_use]
+    pub fn exists(&self) -> bool {
+        self.path.join("vm.json").exists()
+    }
+
     /// # Errors
     /// `BadInput` naming the file when it is not a valid VM specification.
     pub fn spec(&self) -> Result<VmSpec> {

@@ -108,6 +108,8 @@ fn resume(agent: &Agent, vm: &str, garage: &str) -> Result<Option<Journal>> {
 fn check(agent: &Agent, dvm: &mut VmLock, vmre: &mut VmLock, options: &Options) -> Result<()> {
     let (damaged, garage) = (dvm.dir().spec()?, vmre.dir().spec()?);
     check_specs(&damaged, &garage)?;
+    dvm.refuse_orphan()?;
+    vmre.refuse_orphan()?;
     if dvm.is_running() && !options.stop {
         return Err(Error::new(Kind::WrongState, format!("{} is running", damaged.name)).remedy(format!(
             "stop it first, or let the export do it: drydock recovery export {} --to {} --stop",

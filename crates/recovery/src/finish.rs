@@ -35,6 +35,7 @@ pub(crate) async fn run(agent: &Agent, vm: Option<&str>, stop: bool, events: &Ev
     }
     if !journal.done(Step::Cleaned) {
         let mut lock = agent.lock_dir(agent.store().vm_dir(&name)?)?;
+        lock.refuse_orphan()?;
         if lock.is_running() {
             if !stop {
                 return Err(Error::new(Kind::WrongState, format!("{name} is running"))

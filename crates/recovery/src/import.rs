@@ -283,7 +283,8 @@ async fn lower(
         .collect();
     let rolled = granted
         .roll(guardian, &recipients, OffsetDateTime::now_utc())
-        .context(Kind::BadInput, || format!("{what}: its key protector does not open"))?;
+        .context(Kind::BadInput, || format!("{what}: its key protector does not open"))
+        .or_next(|| "make a new request with `drydock recovery import` and have that one granted".into())?;
     journal.mark(Step::Granted)?;
 
     let dir = lock.dir().clone();

@@ -12,7 +12,8 @@ fn main() -> ExitCode {
         eprintln!("{error:#}");
         return ExitCode::FAILURE;
     }
-    let target = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/demo/report.json");
+    let home = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let target = home.parent().unwrap_or(home).join("target/demo/report.json");
     eprintln!("A shielded VM, its owner's mistake, and the way back in. Nobody else gets in on the way.\n");
     eprintln!("preparing: guest images, a fabric, two shielded VMs");
     let (mut report, outcome) = match Recovery::prepare() {

@@ -68,7 +68,7 @@ fn slots_alternate_and_the_newest_counts() {
         next.direction = Direction::Handback;
         write_next(&mut part, &next).unwrap();
         assert_eq!(read(&mut part).unwrap(), next);
-        assert_eq!(read_slot(&mut part, SLOTS[0]).unwrap().is_ok(), true);
+        assert!(read_slot(&mut part, SLOTS[0]).unwrap().is_ok());
     }
     for stale in [0, 4, 5] {
         assert!(matches!(
@@ -96,7 +96,10 @@ fn a_torn_write_leaves_a_manifest() {
         assert_eq!(read(&mut lost).unwrap(), second);
         torn.restore();
         let found = read(&mut torn).unwrap();
-        assert_eq!(found, if cut == full { third.clone() } else { second.clone() });
+        // The slot may end in the same bytes as what was there before: then a part of the write is the whole.
+        let whole = torn.get(0, full) == third.to_slot().unwrap();
+        assert!(whole || cut < full);
+        assert_eq!(found, if whole { third.clone() } else { second.clone() });
         // And the next attempt succeeds.
         write_next(&mut torn, &manifest(4)).unwrap();
         assert_eq!(read(&mut torn).unwrap().sequence, 4);

@@ -1,0 +1,136 @@
+//! A whole recovery with a real nested guest, and everything on the way that may go wrong without harm: a package
+//! that is missing in the garage, a garage that restarts, grants that are not for this.
+
+use std::fs;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use drydock_tests::denial::Denials;
+use drydock_tests::process::Finished;
+use drydock_tests::ssh::Ssh;
+use drydock_tests::story::Recovery;
+use drydock_tests::tenant::{owner, recovery_guardian};
+use drydock_tests::world::{VMRE_ADDRESS, World};
+use key_protector::{Protector, signed};
+use recovery::documents::{RecoveryGrant, read_grant, write_grant};
+
+const BAD_INPUT: i32 = 4;
+const WRONG_STATE: i32 = 6;
+const MISSING_TOOL: i32 = 8;
+const SHORT: Duration = Duration::from_secs(120);
+const BOOT: Duration = Duration::from_secs(300);
+
+#[test]
+fn a_whole_recovery_with_obstacles() -> Result<()> {
+    let mut recovery = Recovery::prepare()?;
+    let told = tell(&mut recovery);
+    if told.is_err() {
+        println!("{}", recovery.world.agent_log());
+    }
+    let report = &mut recovery.report;
+    report.close();
+    println!("{}", report.table());
+    let complete = report.ok;
+    let closed = recovery.world.close();
+    told?;
+    ensure!(complete, "a step is missing or failed");
+    closed
+}
+
+fn tell(recovery: &mut Recovery) -> Result<()> {
+    recovery.start_and_break()?;
+    let vmre = recovery.world.ssh(VMRE_ADDRESS)?;
+    let mut denials = Denials::default();
+    let garage = |args: &str| vmre.run(&format!("drydock {args}"), SHORT);
+    denials.expect("an import before the export", 5, "no RG disk", garage("recovery import"));
+    recovery.export()?;
+
+    // A garage without its vTPM emulator.
+    vmre.ok("apt-get remove -y -q swtpm > /dev/null", SHORT)?;
+    denials.expect("an import without swtpm", MISSING_TOOL, "swtpm", garage("recovery import"));
+    vmre.ok("drydock recovery import --install --out /root/first.recovery-request", SHORT)?;
+    restart_garage(&recovery.world, &vmre)?;
+    let status = vmre.ok("drydock recovery status dvm", SHORT)?;
+    ensure!(status.contains("waits for its owner"), "after the restart: {status}");
+
+    // Imports again, and gets the grant; then tries others before it.
+    recovery.import_and_grant()?;
+    wrong_grants(&recovery.world, &vmre, &mut denials)?;
+    denials.expect("finishing what was not granted", WRONG_STATE, "has not been granted", garage("recovery finish"));
+    recovery.lower()?;
+    // The garage's own restart changes nothing: the VM is there, with its lowered policy.
+    vmre.ok("systemctl restart drydock-garage", SHORT)?;
+    recovery.repair()?;
+    denials.expect("finishing while it runs", WRONG_STATE, "is running", garage("recovery finish"));
+    denials.expect(
+        "reinstating while it is repaired",
+        WRONG_STATE,
+        "has not handed dvm back yet",
+        recovery.world.admin(&["recovery", "reinstate", "dvm"]),
+    );
+    recovery.return_home()?;
+    denials.expect("importing what was handed back", 5, "no RG disk", garage("recovery import"));
+    denials.close();
+    Ok(())
+}
+
+fn restart_garage(world: &World, vmre: &Ssh) -> Result<()> {
+    world.admin(&["vm", "stop", "vmre"])?.ok().context("stopping the garage")?;
+    world.admin(&["vm", "start", "vmre"])?.ok().context("starting the garage")?;
+    vmre.wait(BOOT).map(drop)
+}
+
+/// Grants that the owner really signed, for something else; and one that somebody else signed.
+fn wrong_grants(world: &World, vmre: &Ssh, denials: &mut Denials) -> Result<()> {
+    let good = fs::read(world.offline("dvm.recovery-grant"))?;
+    let (grant, _) = read_grant("the grant", &good)?;
+    let owner = owner(world)?;
+    let attempt = |bytes: &[u8]| -> Result<Finished> {
+        let file = world.offline("wrong.recovery-grant");
+        fs::write(&file, bytes)?;
+        vmre.put(&file, "/root/wrong.recovery-grant")?;
+        vmre.run("drydock recovery import --grant /root/wrong.recovery-grant", SHORT)
+    };
+    let changed = |change: &dyn Fn(&mut RecoveryGrant)| -> Result<Vec<u8>> {
+        let mut grant = grant.clone();
+        change(&mut grant);
+        Ok(write_grant(&grant, &owner)?)
+    };
+    let stranger = recovery_guardian(time::Duration::hours(1))?;
+    let (another, _) = Protector::new(&owner, &[stranger.public().clone()], time::OffsetDateTime::now_utc())?;
+    let mut flipped = good.clone();
+    flipped[good.len() / 2] ^= 1;
+    let cases: [(&str, &str, Vec<u8>); 10] = [
+        ("a grant for another recovery", "'recovery_id'", changed(&|g| g.recovery_id = uuid::Uuid::new_v4())?),
+        ("a grant for another VM's id", "'vm_id'", changed(&|g| g.vm_id = uuid::Uuid::new_v4())?),
+        ("a grant for a VM that is not here", "not imported here", changed(&|g| g.vm_name = "other".into())?),
+        ("a grant to another garage", "'garage'", changed(&|g| g.garage = "other (0)".into())?),
+        ("a grant to another guardian", "'guardian'", changed(&|g| g.guardian = "0".repeat(64))?),
+        (
+            "a grant for another key protector",
+            "'ingress_protector'",
+            changed(&|g| g.ingress_protector = "0".repeat(64))?,
+        ),
+        ("a grant that has ended", "'not_after'", changed(&|g| g.not_after = 1)?),
+        (
+            "a grant whose key protector our guardian cannot open",
+            "does not open",
+            changed(&|g| g.protector = String::from_utf8_lossy(&another.to_xml()).into_owned())?,
+        ),
+        (
+            "a grant that the recovery guardian of another signed",
+            "not signed by the owner",
+            write_grant(&grant, &stranger)?,
+        ),
+        ("a grant with a flipped byte", "recovery grant", flipped),
+    ];
+    for (name, says, bytes) in cases {
+        denials.expect(name, BAD_INPUT, says, attempt(&bytes));
+    }
+    let not_a_grant = signed::sign("drydock/recovery-request", b"{}", &owner)?;
+    denials.expect("a request for a grant", BAD_INPUT, "recovery grant", attempt(&not_a_grant));
+    let shown = vmre.ok("drydock vm show dvm --json", SHORT)?;
+    let still = shown.contains("\"policy\":\"shielded\"");
+    denials.note("the policy is not lowered by any of them", still.then_some(()).context(shown));
+    Ok(())
+}
