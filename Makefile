@@ -1,12 +1,18 @@
 # The two commands: `make demo` shows a whole recovery on real VMs, `make test` runs every test.
 SHELL := /bin/bash
 export DRYDOCK_BIN = $(CURDIR)/target/debug/drydock
+export RUST_BACKTRACE ?= 0
+
+# Switches and network namespaces need root; building does not.
+ROOT := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env=HOME,PATH,DRYDOCK_BIN,DRYDOCK_CACHE,XDG_CACHE_HOME,RUST_BACKTRACE)
+ifneq ($(ROOT),)
+export CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER = $(ROOT)
+endif
 
 .PHONY: demo test build images bootstrap lint unit e2e
 
 demo: build images
-	cargo build --quiet --package drydock-tests
-	target/debug/drydock-demo
+	$(ROOT) target/debug/drydock-demo
 
 # The slow end-to-end tests come last: what fails in seconds fails first.
 test: lint unit e2e

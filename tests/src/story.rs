@@ -113,9 +113,17 @@ impl Recovery {
         self.step("fabric-console-refused", ADMIN, "tries to look at its console", |world| {
             refused(world, &["vm", "console", "dvm"])
         })?;
-        // The garage must be up before its tenant can be told of the export.
-        self.world.ssh(VMRE_ADDRESS)?.wait(BOOT)?;
-        Ok(())
+        self.know_the_garage()
+    }
+
+    /// When the garage is provisioned, its owner takes its key to the tenant host.
+    fn know_the_garage(&self) -> Result<()> {
+        let vmre = self.world.ssh(VMRE_ADDRESS)?;
+        vmre.wait(BOOT)?;
+        let file = self.world.offline("vmre.pem");
+        vmre.ok("drydock garage init --out /root/vmre.pem", LONG)?;
+        vmre.get("/root/vmre.pem", &file)?;
+        self.world.tenant(&["garage", "import", &path(&file), "--name", "vmre"])?.ok().map(drop)
     }
 
     pub fn export(&mut self) -> Result<()> {

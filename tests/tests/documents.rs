@@ -3,12 +3,14 @@
 use std::fs;
 
 use anyhow::{Context, Result, ensure};
+use attestation::{HostPublicKey, P256Key};
 use drydock_tests::denial::Denials;
 use drydock_tests::process::run;
 use drydock_tests::tenant::{owner, recovery_guardian};
 use drydock_tests::world::{World, drydock, path};
 use key_protector::{Guardian, KeyKind, Protector, Role};
-use recovery::documents::{RecoveryRequest, write_request};
+use recovery::documents::{RecoveryRequest, write_request, write_request_file};
+use recovery::garage_key;
 use time::{Duration, OffsetDateTime};
 use uuid::Uuid;
 
@@ -29,14 +31,37 @@ fn request(protector: &Protector, guardian: &Guardian) -> Result<RecoveryRequest
     })
 }
 
+/// A garage's key, in memory instead of in a vTPM.
+struct Garage(P256Key);
+
+impl Garage {
+    fn new() -> Result<Self> {
+        Ok(Garage(P256Key::generate()?))
+    }
+
+    fn public(&self) -> Result<HostPublicKey> {
+        Ok(HostPublicKey::from_der(&self.0.public_der()?)?)
+    }
+
+    fn request(&self, request: &RecoveryRequest, by: &Guardian) -> Result<Vec<u8>> {
+        let document = write_request(request, by)?;
+        let signature = self.0.sign(&garage_key::signed_bytes(&document))?;
+        Ok(write_request_file(document, &self.public()?, &signature)?)
+    }
+}
+
 #[test]
 fn a_grant_answers_a_good_request_only() -> Result<()> {
     let world = World::new()?;
+    let garage = Garage::new()?;
+    let key = world.offline("vmre.pem");
+    fs::write(&key, garage.public()?.to_pem())?;
+    world.tenant(&["garage", "import", &path(&key), "--name", "vmre"])?.ok()?;
     let mut denials = Denials::default();
     let owner = owner(&world)?;
     let (protector, _) = Protector::new(&owner, &[], OffsetDateTime::now_utc())?;
     let guardian = recovery_guardian(Duration::hours(24))?;
-    let good = write_request(&request(&protector, &guardian)?, &guardian)?;
+    let good = garage.request(&request(&protector, &guardian)?, &guardian)?;
     let file = world.offline("request");
     let grant = world.offline("grant");
     let (from, to) = (path(&file), path(&grant));
@@ -58,14 +83,14 @@ fn a_grant_answers_a_good_request_only() -> Result<()> {
     }
     refuse("a key protector", BAD_INPUT, "request", &protector.to_xml());
     let stranger = recovery_guardian(Duration::hours(24))?;
-    let signed_by_another = write_request(&request(&protector, &guardian)?, &stranger)?;
+    let signed_by_another = garage.request(&request(&protector, &guardian)?, &stranger)?;
     refuse("a request signed by another than its guardian", BAD_INPUT, "signed by another", &signed_by_another);
     let long = recovery_guardian(Duration::hours(100))?;
     refuse(
         "a guardian for four days",
         REFUSED,
         "longer than 72 hours",
-        &write_request(&request(&protector, &long)?, &long)?,
+        &garage.request(&request(&protector, &long)?, &long)?,
     );
     let now = OffsetDateTime::now_utc();
     let past = Guardian::generate(
@@ -75,7 +100,7 @@ fn a_grant_answers_a_good_request_only() -> Result<()> {
         now - Duration::hours(2),
         now - Duration::hours(1),
     )?;
-    refuse("an expired guardian", BAD_INPUT, "not valid now", &write_request(&request(&protector, &past)?, &past)?);
+    refuse("an expired guardian", BAD_INPUT, "not valid now", &garage.request(&request(&protector, &past)?, &past)?);
     let fabric = Guardian::generate(
         "fabric",
         Role::Fabric,
@@ -87,7 +112,7 @@ fn a_grant_answers_a_good_request_only() -> Result<()> {
         "a guardian that is not a recovery guardian",
         REFUSED,
         "not a recovery guardian",
-        &write_request(&request(&protector, &fabric)?, &fabric)?,
+        &garage.request(&request(&protector, &fabric)?, &fabric)?,
     );
     let other = Guardian::generate(
         "tenant",
@@ -101,8 +126,19 @@ fn a_grant_answers_a_good_request_only() -> Result<()> {
         "somebody else's VM",
         BAD_INPUT,
         "the VM belongs to",
-        &write_request(&request(&foreign, &guardian)?, &guardian)?,
+        &garage.request(&request(&foreign, &guardian)?, &guardian)?,
     );
+
+    // The fabric makes a request of its own: it has a guardian, the protector, and everything but the garage's key.
+    let forger = Garage::new()?;
+    let asked = request(&protector, &guardian)?;
+    let forged = forger.request(&asked, &guardian)?;
+    refuse("a request of a garage that is not the tenant's", REFUSED, "not one of yours", &forged);
+    let signature = forger.0.sign(&garage_key::signed_bytes(&write_request(&asked, &guardian)?))?;
+    let claimed = write_request_file(write_request(&asked, &guardian)?, &garage.public()?, &signature)?;
+    refuse("a forged request under the garage's name", BAD_INPUT, "not signed by the garage 'vmre'", &claimed);
+    let bare = write_request(&asked, &guardian)?;
+    refuse("a request without a garage's signature", BAD_INPUT, "request", &bare);
 
     denials.expect("an owner that is not here", NOT_FOUND, "nobody", ask(&good, "nobody"));
     ask(&good, "tenant")?.ok().context("the control")?;

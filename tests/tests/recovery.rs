@@ -45,6 +45,14 @@ fn tell(recovery: &mut Recovery) -> Result<()> {
     denials.expect("an import before the export", 5, "no RG disk", garage("recovery import"));
     recovery.export()?;
 
+    vmre.ok("mv /var/lib/drydock/garage-key /root/", SHORT)?;
+    denials.expect(
+        "an import in a garage that its owner does not know",
+        WRONG_STATE,
+        "garage init",
+        garage("recovery import"),
+    );
+    vmre.ok("mv /root/garage-key /var/lib/drydock/", SHORT)?;
     // A garage without its vTPM emulator.
     vmre.ok("apt-get remove -y -q swtpm > /dev/null", SHORT)?;
     denials.expect("an import without swtpm", MISSING_TOOL, "swtpm", garage("recovery import"));

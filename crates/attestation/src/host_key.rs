@@ -109,8 +109,20 @@ impl HostPublicKey {
     /// Whether `signature` was made by this key over itself and `identity`.
     #[must_use]
     pub fn certified(&self, identity: &IdentityPublic, signature: &[u8]) -> bool {
+        self.verify(&signed_bytes(self, identity), signature)
+    }
+
+    /// Whether `signature` (ECDSA with SHA-256, ASN.1) was made by this key over `message`.
+    #[must_use]
+    pub fn verify(&self, message: &[u8], signature: &[u8]) -> bool {
         ParsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, self.der)
-            .is_ok_and(|key| key.verify_sig(&signed_bytes(self, identity), signature).is_ok())
+            .is_ok_and(|key| key.verify_sig(message, signature).is_ok())
+    }
+
+    /// The file that [`from_file`](Self::from_file) takes.
+    #[must_use]
+    pub fn to_pem(&self) -> String {
+        pem::encode(PUBLIC_LABEL, &self.der).to_string()
     }
 }
 

@@ -43,6 +43,9 @@ pub(crate) enum Command {
     /// Guardians: pairs of signing and encryption certificates, kept as files in one folder.
     #[command(subcommand)]
     Guardian(Guardian),
+    /// Repair garages: the key by which their owner knows them.
+    #[command(subcommand)]
+    Garage(Garage),
     /// Key protectors: who owns a VM and who can open it.
     #[command(subcommand)]
     Protector(Protector),
@@ -186,6 +189,29 @@ pub(crate) enum Guardian {
     /// Show one guardian.
     Show {
         name: String,
+        #[command(flatten)]
+        folder: Folder,
+    },
+}
+
+#[derive(Subcommand)]
+pub(crate) enum Garage {
+    /// In the garage, once: make its own key in its vTPM and write the public half.
+    Init {
+        #[arg(long, short)]
+        out: PathBuf,
+    },
+    /// On the tenant host, once: take in a garage's public half, over a way you trust.
+    Import {
+        file: PathBuf,
+        /// Your name for it.
+        #[arg(long)]
+        name: String,
+        #[command(flatten)]
+        folder: Folder,
+    },
+    /// On the tenant host: list the garages whose requests can be granted.
+    List {
         #[command(flatten)]
         folder: Folder,
     },

@@ -3,12 +3,15 @@
 use std::io::{IsTerminal, Read};
 use std::path::{Path, PathBuf};
 
+use attestation::HostPublicKey;
 use host::durable;
 use host::error::{Context, Error, Kind, Next, Result};
 use key_protector::{Guardian, GuardianPublic};
+use recovery::documents::KnownGarage;
 use zeroize::Zeroizing;
 
 const MAX_FILE: u64 = 1 << 20;
+pub(crate) const GARAGE: &str = "garage";
 
 pub(crate) struct Keyring {
     dir: PathBuf,
@@ -71,6 +74,20 @@ impl Keyring {
         })
     }
 
+    /// The tenant's garages: `NAME.garage`, a public key each.
+    pub(crate) fn garages(&self) -> Result<Vec<KnownGarage>> {
+        let mut found = Vec::new();
+        let list =
+            std::fs::read_dir(&self.dir).context(Kind::Internal, || format!("cannot list {}", self.dir.display()))?;
+        for file in list.flatten().map(|item| item.path()).filter(|file| file.extension().is_some_and(|e| e == GARAGE))
+        {
+            let name = file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+            found.push(KnownGarage { name, key: garage_key(&file)? });
+        }
+        found.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(found)
+    }
+
     pub(crate) fn must_be_new(&self, name: &str) -> Result<()> {
         host::store::check_name(name)?;
         match self.entries()?.into_iter().find(|e| e.name == name) {
@@ -113,6 +130,13 @@ impl Keyring {
                 .remedy("run this where its private key is")),
         }
     }
+}
+
+/// Reads what `drydock garage init` wrote.
+pub(crate) fn garage_key(file: &Path) -> Result<HostPublicKey> {
+    HostPublicKey::from_file(&read(file)?)
+        .context(Kind::BadInput, || format!("{} is not a garage's public key", file.display()))
+        .or_next(|| "name the file that `drydock garage init --out FILE` wrote in the garage".into())
 }
 
 fn refuse_open_to_others(path: &Path) -> Result<()> {

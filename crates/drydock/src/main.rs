@@ -2,6 +2,7 @@
 
 mod agent_call;
 mod cli;
+mod garage;
 mod guardian;
 mod hgs_service;
 mod host_service;
@@ -32,6 +33,7 @@ fn main() -> ExitCode {
     let done = match cli.command {
         Command::Vm(command) => vm::run(command, &cli.socket, &out),
         Command::Guardian(command) => guardian::run(command, &out),
+        Command::Garage(command) => garage::run(command, &cli.socket, &out),
         Command::Protector(command) => protector::run(command, &out),
         Command::Recovery(command) => recovery_cmd::run(command, &cli.socket, &out),
         Command::Hgs(command) => hgs_service::run(command, &out),

@@ -87,15 +87,17 @@ fn import(
 fn grant(request: &Path, owner: Owner, target: Option<PathBuf>, yes: bool, out: &Output) -> Result<()> {
     let now = OffsetDateTime::now_utc();
     let what = request.display().to_string();
-    let checked = recovery::documents::read_request(&what, &keyring::read(request)?, now)?;
+    let keyring = Keyring::open(owner.folder.guardians)?;
+    let checked = recovery::documents::read_request(&what, &keyring::read(request)?, &keyring.garages()?, now)?;
     let summary = recovery::grant::summary(&checked);
     out.note(&format!(
         "This request asks you to let a repair garage open your VM:\n  \
-         VM         {} ({})\n  garage     {}\n  guardian   {} ({})\n  until      {}\n  \
+         VM         {} ({})\n  garage     {} (it calls itself {})\n  guardian   {} ({})\n  until      {}\n  \
          can open it already: {}",
         summary.vm_name,
         summary.vm_id,
         summary.garage,
+        summary.garage_says,
         summary.guardian,
         crate::vm::short(&summary.guardian_fingerprint),
         summary.not_after,
@@ -104,7 +106,6 @@ fn grant(request: &Path, owner: Owner, target: Option<PathBuf>, yes: bool, out: 
     if !yes {
         keyring::confirm("Grant it?")?;
     }
-    let keyring = Keyring::open(owner.folder.guardians)?;
     let keys = keyring.private(&owner.owner, owner.passphrase_fd)?;
     let document = recovery::grant::issue(&what, &checked, &keys, now)?;
     let target = target.unwrap_or_else(|| PathBuf::from(format!("{}.recovery-grant", summary.vm_name)));

@@ -35,6 +35,16 @@ pub enum RecoveryRequest {
     RecoveryAbort {
         vm: String,
     },
+    /// The garage's own key, made when it has none.
+    GarageInit,
+}
+
+/// The garage's own key.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct GarageInfo {
+    /// PEM.
+    pub public_key: String,
+    pub fingerprint: String,
 }
 
 /// Where a recovery stands.

@@ -1,11 +1,15 @@
 //! The three papers of a recovery: request, grant, hand-back receipt. Each is JSON inside a signed document.
 
+use attestation::HostPublicKey;
+use base64::prelude::{BASE64_STANDARD, Engine as _};
 use host::error::{Context, Error, Kind, Next, Result};
 use key_protector::{Certificate, Guardian, GuardianPublic, Protector, signed};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use uuid::Uuid;
+
+use crate::garage_key;
 
 const REQUEST: &str = "drydock/recovery-request";
 const GRANT: &str = "drydock/recovery-grant";
@@ -89,14 +93,34 @@ fn open<T: DeserializeOwned>(kind: &str, what: &str, document: &[u8]) -> Result<
     Ok((payload, verified.signer))
 }
 
-/// A request whose signature and documents have been checked.
+/// A request as a file: the signed document, and the garage's signature over it.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RequestFile {
+    request: String,
+    /// Fingerprint of the garage's key, to find it by.
+    garage_key: String,
+    /// Base64, over [`garage_key::signed_bytes`] of `request`.
+    garage_signature: String,
+}
+
+/// A garage that the tenant knows: its key came to the tenant host when the garage was provisioned.
+pub struct KnownGarage {
+    /// The tenant's name for it.
+    pub name: String,
+    pub key: HostPublicKey,
+}
+
+/// A request whose signatures and documents have been checked.
 pub struct CheckedRequest {
+    /// The tenant's name for the garage that signed it.
+    pub garage: String,
     pub request: RecoveryRequest,
     pub protector: Protector,
     pub guardian: GuardianPublic,
 }
 
-/// Writes a request.
+/// Writes the signed part of a request.
 ///
 /// # Errors
 /// When it cannot be signed.
@@ -104,12 +128,40 @@ pub fn write_request(request: &RecoveryRequest, by: &Guardian) -> Result<Vec<u8>
     sign(REQUEST, request, by)
 }
 
-/// Reads a request and checks what it says of itself.
+/// Puts a signed request and the garage's signature over it into a file.
 ///
 /// # Errors
-/// `BadInput`, naming what is wrong.
-pub fn read_request(what: &str, document: &[u8], now: OffsetDateTime) -> Result<CheckedRequest> {
-    let (request, signer): (RecoveryRequest, _) = open(REQUEST, what, document)?;
+/// When the request is not what [`write_request`] made.
+pub fn write_request_file(document: Vec<u8>, garage: &HostPublicKey, signature: &[u8]) -> Result<Vec<u8>> {
+    let request = String::from_utf8(document).context(Kind::Internal, || "a request is UTF-8".into())?;
+    let file =
+        RequestFile { request, garage_key: garage.fingerprint(), garage_signature: BASE64_STANDARD.encode(signature) };
+    serde_json::to_vec(&file).context(Kind::Internal, || "cannot write a recovery request".into())
+}
+
+/// Reads a request file: whose it is first, then what it says of itself.
+///
+/// # Errors
+/// `Refused` when no garage of the tenant's signed it, `BadInput`, naming what is wrong.
+pub fn read_request(what: &str, file: &[u8], garages: &[KnownGarage], now: OffsetDateTime) -> Result<CheckedRequest> {
+    let again = || "name a recovery request that is whole and unaltered: copy it again from the garage".to_owned();
+    let file: RequestFile = serde_json::from_slice(file)
+        .context(Kind::BadInput, || format!("{what} is not a valid recovery request"))
+        .or_next(again)?;
+    let known = garages.iter().find(|garage| garage.key.fingerprint() == file.garage_key).ok_or_else(|| {
+        let key: String = file.garage_key.chars().filter(char::is_ascii_hexdigit).take(16).collect();
+        Error::new(Kind::Refused, format!("{what} comes from a garage that is not one of yours (key {key}…)")).remedy(
+            "if it is yours, get its key from inside it, `drydock garage init --out FILE`, and import that here: \
+             drydock garage import FILE --name NAME",
+        )
+    })?;
+    let signature = BASE64_STANDARD.decode(&file.garage_signature).unwrap_or_default();
+    if !known.key.verify(&garage_key::signed_bytes(file.request.as_bytes()), &signature) {
+        return Err(
+            Error::new(Kind::BadInput, format!("{what} is not signed by the garage '{}'", known.name)).remedy(again())
+        );
+    }
+    let (request, signer): (RecoveryRequest, _) = open(REQUEST, what, file.request.as_bytes())?;
     let guardian = GuardianPublic::parse(request.guardian.as_bytes())
         .context(Kind::BadInput, || format!("{what}: field 'guardian' is not a guardian"))?;
     if guardian.signing().fingerprint() != signer.fingerprint() {
@@ -125,7 +177,7 @@ pub fn read_request(what: &str, document: &[u8], now: OffsetDateTime) -> Result<
         })?;
     let protector = Protector::parse(request.protector.as_bytes())
         .context(Kind::BadInput, || format!("{what}: field 'protector' is not a key protector"))?;
-    Ok(CheckedRequest { request, protector, guardian })
+    Ok(CheckedRequest { garage: known.name.clone(), request, protector, guardian })
 }
 
 /// Writes a grant.

@@ -17,7 +17,10 @@ pub struct Summary {
     pub vm_name: String,
     pub vm_id: uuid::Uuid,
     pub recovery_id: uuid::Uuid,
+    /// The tenant's own name for the garage, which its signature proved.
     pub garage: String,
+    /// What the garage calls itself.
+    pub garage_says: String,
     pub guardian: String,
     pub guardian_fingerprint: String,
     /// RFC 3339.
@@ -33,7 +36,8 @@ pub fn summary(checked: &CheckedRequest) -> Summary {
         vm_name: checked.request.vm_name.clone(),
         vm_id: checked.request.vm_id,
         recovery_id: checked.request.recovery_id,
-        garage: checked.request.garage.clone(),
+        garage: checked.garage.clone(),
+        garage_says: checked.request.garage.clone(),
         guardian: checked.guardian.name().to_owned(),
         guardian_fingerprint: checked.guardian.signing().fingerprint(),
         not_after: rfc3339(checked.guardian.not_after()),
@@ -51,7 +55,7 @@ pub fn summary(checked: &CheckedRequest) -> Summary {
 /// # Errors
 /// `BadInput` when the request is not for a VM of this owner, `Refused` when what it asks goes too far.
 pub fn issue(what: &str, checked: &CheckedRequest, owner: &Guardian, now: OffsetDateTime) -> Result<Vec<u8>> {
-    let CheckedRequest { request, protector, guardian } = checked;
+    let CheckedRequest { request, protector, guardian, .. } = checked;
     if guardian.role() != Role::Recovery {
         return Err(Error::new(Kind::Refused, format!("{what}: '{}' is not a recovery guardian", guardian.name()))
             .remedy("a grant is for the temporary guardian that `drydock recovery import` makes, and for no other"));

@@ -16,6 +16,7 @@ use time::{Duration, OffsetDateTime};
 
 use crate::api::Imported;
 use crate::documents::{self, RecoveryGrant};
+use crate::garage_key::GarageKey;
 use crate::grant::{MAX_HOURS, rfc3339};
 use crate::journal::{Journal, Side, Step};
 use crate::{rg, status, tools};
@@ -68,6 +69,7 @@ async fn import(agent: &Agent, guardians: &LocalGuardians, options: &Options, ev
             format!("--hours {hours}: a recovery guardian lives 1 to {MAX_HOURS} hours"),
         ));
     }
+    let key = GarageKey::open(agent.store())?;
     events.say("find", "looking for the RG disk");
     let device = rg::open_device().await?;
     let outbound = device.outbound()?;
@@ -127,11 +129,14 @@ async fn import(agent: &Agent, guardians: &LocalGuardians, options: &Options, ev
         guardian: text(guardian.public().to_xml())?,
     };
     let document = documents::write_request(&request, &guardian)?;
+    events.say("sign", "signing the request with the garage's own key");
+    let signature = key.sign(&document).await?;
+    let file = documents::write_request_file(document, &key.public()?, &signature)?;
     journal.mark(Step::Requested)?;
     Ok(Imported {
         vm: name,
         recovery_id: journal.id(),
-        request: Some(text(document)?),
+        request: Some(text(file)?),
         sentence: status::describe(&journal).sentence,
     })
 }

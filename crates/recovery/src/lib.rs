@@ -16,6 +16,7 @@ pub mod api;
 pub mod documents;
 mod export;
 mod finish;
+pub mod garage_key;
 pub mod grant;
 mod import;
 mod journal;

@@ -9,7 +9,8 @@ use host::service::{to_value, vm_request};
 use host::wire::Events;
 use serde::Deserialize;
 
-use crate::api::RecoveryRequest;
+use crate::api::{GarageInfo, RecoveryRequest};
+use crate::garage_key::GarageKey;
 use crate::{abort, export, finish, import, reinstate, status};
 
 /// An agent that knows recoveries.
@@ -56,6 +57,11 @@ impl Service for AgentService {
                     to_value(&finish::run(agent, vm.as_deref(), stop, &events).await?)?
                 }
                 RecoveryRequest::RecoveryReinstate { vm } => to_value(&reinstate::run(agent, &vm, &events).await?)?,
+                RecoveryRequest::GarageInit => {
+                    import::local(agent)?;
+                    let key = GarageKey::ensure(agent.store()).await?.public()?;
+                    to_value(&GarageInfo { public_key: key.to_pem(), fingerprint: key.fingerprint() })?
+                }
                 RecoveryRequest::RecoveryAbort { vm } => to_value(&abort::run(agent, &vm, &events).await?)?,
                 RecoveryRequest::RecoveryStatus { vm } => to_value(&status::report(agent.store(), vm.as_deref())?)?,
             },

@@ -8,10 +8,11 @@ use host::wire::Events;
 use tokio::process::Command;
 
 /// A program or file that must be there, and Debian's package for it.
-const NEEDED: [(&str, &str); 4] = [
+const NEEDED: [(&str, &str); 5] = [
     ("qemu-system-x86_64", "qemu-system-x86"),
     ("qemu-img", "qemu-utils"),
     ("swtpm", "swtpm"),
+    ("tpm2", "tpm2-tools"),
     ("/usr/share/OVMF/OVMF_CODE_4M.ms.fd", "ovmf"),
 ];
 
