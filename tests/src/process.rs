@@ -154,6 +154,19 @@ impl Service {
         Ok(())
     }
 
+    /// Waits until it has ended by itself, and leaves its children alone.
+    pub fn died(mut self, deadline: Duration) -> Result<()> {
+        let end = Instant::now() + deadline;
+        while self.child.try_wait()?.is_none() {
+            if Instant::now() > end {
+                bail!("{} lives on:\n{}", self.name, self.log());
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        self.spare_children = true;
+        Ok(())
+    }
+
     /// Asks it to end and waits.
     pub fn terminate(mut self, deadline: Duration) -> Result<()> {
         if let Some(pid) = i32::try_from(self.child.id()).ok().and_then(rustix::process::Pid::from_raw) {

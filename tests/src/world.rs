@@ -145,7 +145,13 @@ impl World {
     }
 
     pub fn start_agent(&mut self) -> Result<()> {
+        self.start_agent_with(&[])
+    }
+
+    /// With variables for its environment.
+    pub fn start_agent_with(&mut self, variables: &[(&str, &str)]) -> Result<()> {
         let mut command = self.inside(&drydock()?);
+        command.envs(variables.iter().copied());
         command.args(["host", "serve", "--hgs", "https://127.0.0.1:8443", "--hgs-ca"]);
         command.arg(self.fabric("hgs/hgs-ca.pem")).arg("--store").arg(self.store());
         command.arg("--socket").arg(self.socket());
@@ -157,6 +163,11 @@ impl World {
     pub fn kill_agent(&mut self) -> Result<()> {
         let agent = self.agent.take().context("no agent runs")?;
         agent.kill_alone()
+    }
+
+    /// Waits for the end of an agent that is dying.
+    pub fn agent_died(&mut self) -> Result<()> {
+        self.agent.take().context("no agent runs")?.died(SHORT)
     }
 
     pub fn agent_log(&self) -> String {

@@ -59,7 +59,10 @@ impl VmLock {
     }
 
     /// The QEMU of an earlier agent, killed meanwhile, that still runs this VM.
-    fn orphan(&mut self) -> Result<Option<u32>> {
+    ///
+    /// # Errors
+    /// When the VM's files are damaged.
+    pub fn orphan(&mut self) -> Result<Option<u32>> {
         // Without a specification there is no VM, and nothing that could run.
         if self.is_running() || !self.dir.exists() {
             return Ok(None);

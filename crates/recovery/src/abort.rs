@@ -1,5 +1,5 @@
-//! Gives a recovery up, from any step: on the host the VM is as it was before the export, in the garage nothing
-//! of it is left.
+//! Gives a recovery up: on the host the VM is as it was before the export, as long as the original is there; in the
+//! garage nothing of it is left.
 
 use host::Agent;
 use host::error::{Error, Kind, Result};
@@ -27,6 +27,13 @@ pub(crate) async fn run(agent: &Agent, vm: &str, events: &Events) -> Result<Stat
 
 async fn host_side(agent: &Agent, journal: &mut Journal, events: &Events) -> Result<()> {
     let mut dvm = agent.lock(journal.vm())?;
+    if journal.done(Step::Started) && !reinstate::is_returned(dvm.dir()) {
+        return Err(Error::new(
+            Kind::WrongState,
+            format!("{} runs repaired, and the VM as it was before is being removed", journal.vm()),
+        )
+        .remedy(format!("close the recovery: drydock recovery reinstate {}", journal.vm())));
+    }
     if let Some(garage) = journal.garage().map(str::to_owned)
         && agent.store().vm(&garage).is_ok()
     {

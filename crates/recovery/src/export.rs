@@ -72,7 +72,13 @@ pub(crate) async fn run(
     }
     let disk = journal.dir().join("rg.vhdx");
     if !journal.done(Step::RgDiskMade) {
-        rg::create(&disk, journal.id(), dvm.dir(), events).await?;
+        // Complete or not, nobody has written down that it is: a crash came in between.
+        match std::fs::remove_file(&disk) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                return Err(e).context(Kind::Internal, || format!("cannot remove {}", disk.display()));
+            }
+            _ => rg::create(&disk, journal.id(), dvm.dir(), events).await?,
+        }
         journal.mark(Step::RgDiskMade)?;
     }
     events.say("attach", format!("attaching the RG disk to {garage}"));

@@ -19,6 +19,8 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
+use crate::crash;
+
 /// Which machine this journal is on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -55,6 +57,53 @@ pub enum Step {
     // Both
     Closed,
     Aborted,
+}
+
+impl Step {
+    /// All of them, in their order.
+    pub const ALL: [Step; 19] = [
+        Step::Held,
+        Step::NestedOn,
+        Step::RgDiskMade,
+        Step::Attached,
+        Step::Detached,
+        Step::Verified,
+        Step::Copied,
+        Step::Swapped,
+        Step::Started,
+        Step::Imported,
+        Step::GuardianMade,
+        Step::Requested,
+        Step::Granted,
+        Step::PolicyLowered,
+        Step::PolicyRaised,
+        Step::HandedBack,
+        Step::Cleaned,
+        Step::Closed,
+        Step::Aborted,
+    ];
+
+    /// The command that does this step; where two do it, the one on the host.
+    #[must_use]
+    pub fn command(self) -> &'static str {
+        match self {
+            Step::Held | Step::NestedOn | Step::RgDiskMade | Step::Attached => "export",
+            Step::Detached | Step::Verified | Step::Copied | Step::Swapped | Step::Started | Step::Closed => {
+                "reinstate"
+            }
+            Step::Imported | Step::GuardianMade | Step::Requested => "import",
+            Step::Granted | Step::PolicyLowered => "import --grant",
+            Step::PolicyRaised | Step::HandedBack | Step::Cleaned => "finish",
+            Step::Aborted => "abort",
+        }
+    }
+}
+
+impl std::fmt::Display for Step {
+    /// The name in the journal.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.serialize(f)
+    }
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -200,8 +249,11 @@ impl Journal {
         if self.done(step) {
             return Ok(());
         }
+        crash::point(step, "before");
         self.data.steps.push(Entry { step, at: OffsetDateTime::now_utc().unix_timestamp() });
-        self.write()
+        self.write()?;
+        crash::point(step, "after");
+        Ok(())
     }
 
     /// Takes a step back, for an operation that undid it.
@@ -259,6 +311,15 @@ mod tests {
         assert!(again.done(Step::Held) && !again.done(Step::RgDiskMade));
         assert_eq!(again.steps().len(), 1);
         assert_eq!(again.garage(), Some("vmre"));
+    }
+
+    #[test]
+    fn every_step_is_listed_once() {
+        let names: std::collections::BTreeSet<String> = Step::ALL.iter().map(Step::to_string).collect();
+        assert_eq!(names.len(), Step::ALL.len());
+        assert!(Step::ALL.is_sorted());
+        assert_eq!(Step::ALL.last(), Some(&Step::Aborted), "a new last step is missing in ALL");
+        assert_eq!(Step::ALL.len(), Step::Aborted as usize + 1);
     }
 
     #[test]

@@ -13,6 +13,7 @@
 
 mod abort;
 pub mod api;
+mod crash;
 pub mod documents;
 mod export;
 mod finish;

@@ -61,7 +61,14 @@ pub(crate) async fn run(agent: &Agent, vm: &str, events: &Events) -> Result<Stat
         start(agent, &mut dvm, &mut journal, events).await?;
         journal.mark(Step::Started)?;
     }
-    let _ = fs::remove_file(dvm.dir().path().join(RETURNED));
+    // From here on there is no way back.
+    let marker = dvm.dir().path().join(RETURNED);
+    match fs::remove_file(&marker) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+            return Err(e).context(Kind::Internal, || format!("cannot remove {}", marker.display()));
+        }
+        _ => durable::sync_parent(&marker).context(Kind::Internal, || "cannot flush the VM's folder".into())?,
+    }
     journal.clear_files()?;
     journal.mark(Step::Closed)?;
     Ok(status::describe(&journal))
@@ -212,7 +219,8 @@ pub(crate) fn unswap(journal: &mut Journal, dir: &VmDir) -> Result<()> {
 /// The first start asks the HGS, opens the sealed state and checks policy and generation in it. If that fails,
 /// the original is back in its place before the error is shown.
 async fn start(agent: &Agent, dvm: &mut VmLock, journal: &mut Journal, events: &Events) -> Result<()> {
-    if dvm.is_running() {
+    // Started by an agent that was killed before it could write that down.
+    if dvm.is_running() || dvm.orphan()?.is_some() {
         return Ok(());
     }
     if let Err(error) = agent.start(dvm, events).await {
