@@ -67,6 +67,7 @@ impl Recovery {
         self.import_and_grant()?;
         self.lower()?;
         self.repair()?;
+        self.copy_the_key()?;
         self.return_home()
     }
 
@@ -205,10 +206,15 @@ impl Recovery {
         )
     }
 
-    pub fn return_home(&mut self) -> Result<()> {
+    /// A copy of the recovery guardian's private key, while it exists: for the proof at the end.
+    pub fn copy_the_key(&mut self) -> Result<()> {
         let vmre = self.world.ssh(VMRE_ADDRESS)?;
         let pem = vmre.ok("cat /var/lib/drydock/guardians/recovery-*.pem", LONG)?;
         self.stolen = Some(Guardian::from_pem(&pem).context("the recovery guardian cannot be read")?);
+        Ok(())
+    }
+
+    pub fn return_home(&mut self) -> Result<()> {
         self.step("finish", GARAGE, "raises the policy and hands the VM back", |world| {
             let vmre = world.ssh(VMRE_ADDRESS)?;
             let report = show(vmre.ok("drydock recovery finish --stop --json", LONG)?)?;

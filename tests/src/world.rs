@@ -178,7 +178,8 @@ impl World {
         Ok(self.agent.as_ref().context("no agent runs")?.pid())
     }
 
-    fn socket(&self) -> PathBuf {
+    /// The agent's socket.
+    pub fn socket(&self) -> PathBuf {
         self.fabric("run/agent.sock")
     }
 

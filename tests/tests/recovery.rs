@@ -12,11 +12,13 @@ use drydock_tests::story::Recovery;
 use drydock_tests::tenant::{owner, recovery_guardian};
 use drydock_tests::world::{VMRE_ADDRESS, World};
 use key_protector::{Protector, signed};
+use recovery::Step;
 use recovery::documents::{RecoveryGrant, read_grant, write_grant};
 
 const BAD_INPUT: i32 = 4;
 const WRONG_STATE: i32 = 6;
 const MISSING_TOOL: i32 = 8;
+const UNREACHABLE: i32 = 11;
 const SHORT: Duration = Duration::from_secs(120);
 const BOOT: Duration = Duration::from_secs(300);
 
@@ -57,6 +59,9 @@ fn tell(recovery: &mut Recovery) -> Result<()> {
     vmre.ok("apt-get remove -y -q swtpm > /dev/null", SHORT)?;
     denials.expect("an import without swtpm", MISSING_TOOL, "swtpm", garage("recovery import"));
     vmre.ok("drydock recovery import --install --out /root/first.recovery-request", SHORT)?;
+    // From the start again, with an agent that dies before and after every step.
+    vmre.ok("drydock recovery abort dvm", SHORT)?;
+    die_at_every_step(&vmre, "import", "recovery import --out /root/first.recovery-request")?;
     restart_garage(&recovery.world, &vmre)?;
     let status = vmre.ok("drydock recovery status dvm", SHORT)?;
     ensure!(status.contains("waits for its owner"), "after the restart: {status}");
@@ -65,6 +70,8 @@ fn tell(recovery: &mut Recovery) -> Result<()> {
     recovery.import_and_grant()?;
     wrong_grants(&recovery.world, &vmre, &mut denials)?;
     denials.expect("finishing what was not granted", WRONG_STATE, "has not been granted", garage("recovery finish"));
+    vmre.put(&recovery.world.offline("dvm.recovery-grant"), "/root/early.recovery-grant")?;
+    die_at_every_step(&vmre, "import --grant", "recovery import --grant /root/early.recovery-grant")?;
     recovery.lower()?;
     // The garage's own restart changes nothing: the VM is there, with its lowered policy.
     vmre.ok("systemctl restart drydock-garage", SHORT)?;
@@ -76,10 +83,28 @@ fn tell(recovery: &mut Recovery) -> Result<()> {
         "has not handed dvm back yet",
         recovery.world.admin(&["recovery", "reinstate", "dvm"]),
     );
+    recovery.copy_the_key()?;
+    vmre.ok("drydock vm stop dvm", BOOT)?;
+    die_at_every_step(&vmre, "finish", "recovery finish")?;
     recovery.return_home()?;
     denials.expect("importing what was handed back", 5, "no RG disk", garage("recovery import"));
     denials.close();
     Ok(())
+}
+
+/// The garage's agent is killed before and after each of the command's steps; each run goes on where the last died.
+fn die_at_every_step(vmre: &Ssh, command: &str, line: &str) -> Result<()> {
+    const READY: &str = "systemctl reset-failed; systemctl restart drydock-garage; \
+                         until [ -S /run/drydock/agent.sock ]; do sleep 0.1; done";
+    for step in Step::ALL.into_iter().filter(|step| step.command() == command) {
+        for at in [format!("{step}:before"), format!("{step}:after")] {
+            let done =
+                vmre.run(&format!("systemctl set-environment DRYDOCK_CRASH_AT={at}; {READY}; drydock {line}"), SHORT)?;
+            ensure!(done.code == UNREACHABLE, "at {at}: exit code {}: {}{}", done.code, done.stdout, done.stderr);
+            println!("  survived: {at}");
+        }
+    }
+    vmre.ok(&format!("systemctl unset-environment DRYDOCK_CRASH_AT; {READY}"), SHORT).map(drop)
 }
 
 fn restart_garage(world: &World, vmre: &Ssh) -> Result<()> {

@@ -25,6 +25,10 @@ pub(crate) const QEMU_IMG: &str = "qemu-img";
 pub(crate) const SWTPM: &str = "swtpm";
 pub(crate) const IP: &str = "ip";
 
+const SETPRIV: &str = "setpriv";
+/// Where programs are looked for: never where the caller's environment says.
+const PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
+
 /// A guest can make QEMU write warnings; a log file stops growing here (bytes).
 const MAX_LOG: usize = 1 << 20;
 /// What is kept of the end of it for error messages (bytes).
@@ -53,11 +57,20 @@ pub(crate) struct Process {
 impl Program<'_> {
     pub(crate) fn spawn(self) -> Result<Process> {
         no_core_dumps()?;
-        let mut command = Command::new(self.name);
+        let program = find(self.name)?;
+        let mut command = if self.name == IP {
+            Command::new(program)
+        } else {
+            // What a guest or a hostile image takes over has no capability and can gain none.
+            let mut confined = Command::new(find(SETPRIV)?);
+            confined.args(["--no-new-privs", "--bounding-set=-all", "--inh-caps=-all", "--ambient-caps=-all", "--"]);
+            confined.arg(program);
+            confined
+        };
         command
             .args(&self.args)
             .env_clear()
-            .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+            .env("PATH", PATH)
             .env("LC_ALL", "C")
             // Its own group: an interrupt from the terminal is the agent's affair, not the VM's.
             .process_group(0)
@@ -76,7 +89,7 @@ impl Program<'_> {
             Some(path) => Some(open_log(path)?),
             None => None,
         };
-        let mut child = command.spawn().map_err(|source| Error::ToolMissing { program: self.name, source })?;
+        let mut child = command.spawn().map_err(Error::system("start a program"))?;
         let tail = Arc::new(Mutex::new(VecDeque::new()));
         let stderr = child.stderr.take();
         let log_task = tokio::spawn(keep_log(stderr, log, Arc::clone(&tail)));
@@ -116,6 +129,13 @@ impl Process {
         let bytes: Vec<u8> = tail.iter().copied().collect();
         String::from_utf8_lossy(&bytes).trim().to_owned()
     }
+}
+
+fn find(program: &'static str) -> Result<PathBuf> {
+    std::env::split_paths(PATH)
+        .map(|folder| folder.join(program))
+        .find(|path| path.is_file())
+        .ok_or_else(|| Error::ToolMissing { program, source: std::io::ErrorKind::NotFound.into() })
 }
 
 fn open_log(path: &Path) -> Result<File> {

@@ -42,7 +42,9 @@ pub(crate) async fn create(name: &str, switch: &str) -> Result<()> {
         // Left by a crash. If a VM still holds it, this fails, and rightly.
         ip(&["tuntap", "del", "dev", name, "mode", "tap"]).await?;
     }
-    ip(&["tuntap", "add", "dev", name, "mode", "tap"]).await?;
+    // Without an owner, any user of this machine could open it.
+    let owner = rustix::process::geteuid().as_raw().to_string();
+    ip(&["tuntap", "add", "dev", name, "mode", "tap", "user", &owner]).await?;
     let plugged = ip(&["link", "set", "dev", name, "master", switch, "up"]).await;
     if plugged.is_err() {
         remove(name).await;

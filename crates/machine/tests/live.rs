@@ -87,7 +87,7 @@ async fn a_shielded_vm_runs_takes_a_disk_gives_it_back_and_ends() {
     vm.nothing_runs();
 }
 
-/// Neither the transport key nor a key made from it is among arguments or environment.
+/// Neither the transport key nor a key made from it is among arguments or environment, and the process can do little.
 fn no_secret_in(vm: &Vm, process: &Path) {
     for file in ["cmdline", "environ"] {
         let bytes = std::fs::read(process.join(file)).unwrap();
@@ -98,6 +98,16 @@ fn no_secret_in(vm: &Vm, process: &Path) {
         }
         assert!(!contains(&bytes, vm.key.expose()));
     }
+    let status = std::fs::read_to_string(process.join("status")).unwrap();
+    let field = |name: &str| {
+        let line = status.lines().find(|line| line.starts_with(name)).unwrap();
+        line.split_whitespace().nth(1).unwrap().to_owned()
+    };
+    for set in ["CapInh:", "CapPrm:", "CapEff:", "CapBnd:", "CapAmb:"] {
+        assert_eq!(field(set), "0000000000000000", "{set}");
+    }
+    assert_eq!(field("NoNewPrivs:"), "1");
+    assert_eq!(field("Seccomp:"), "2", "a filter is in force");
     let limits = std::fs::read_to_string(process.join("limits")).unwrap();
     let core = limits.lines().find(|l| l.contains("core file")).unwrap();
     assert_eq!(core.split_whitespace().nth(4), Some("0"), "{core}");
