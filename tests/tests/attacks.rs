@@ -106,6 +106,9 @@ fn keys_are_found_nowhere() -> Result<()> {
         let core = limits.lines().find(|line| line.contains("core file size")).context("no limit")?;
         ensure!(core.split_whitespace().nth(4) == Some("0"), "core dumps of {process}: {core}");
     }
+    let status = fs::read_to_string(format!("/proc/{agent}/status"))?;
+    let locked = status.lines().find(|line| line.starts_with("VmLck:")).context("no VmLck")?;
+    ensure!(locked.split_whitespace().nth(1) != Some("0"), "the agent's memory can be swapped: {locked}");
     for entry in fs::read_dir(std::env::temp_dir())?.flatten() {
         if entry.file_type()?.is_file() && entry.metadata()?.len() < 1 << 24 {
             found(&entry.path().display().to_string(), &fs::read(entry.path())?)?;

@@ -2,21 +2,26 @@
 //! that is missing in the garage, a garage that restarts, grants that are not for this.
 
 use std::fs;
+use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use drydock_tests::denial::Denials;
-use drydock_tests::process::Finished;
+use drydock_tests::process::{Finished, run};
 use drydock_tests::ssh::Ssh;
 use drydock_tests::story::Recovery;
-use drydock_tests::tenant::{owner, recovery_guardian};
+use drydock_tests::tenant::{owner, recovery_guardian, rg_disk};
 use drydock_tests::world::{VMRE_ADDRESS, World};
+use garage::Device;
 use key_protector::{Protector, signed};
 use recovery::Step;
 use recovery::documents::{RecoveryGrant, read_grant, write_grant};
 
+const REFUSED: i32 = 3;
 const BAD_INPUT: i32 = 4;
 const WRONG_STATE: i32 = 6;
+const KEY_RELEASE: i32 = 7;
 const MISSING_TOOL: i32 = 8;
 const UNREACHABLE: i32 = 11;
 const SHORT: Duration = Duration::from_secs(120);
@@ -73,9 +78,12 @@ fn tell(recovery: &mut Recovery) -> Result<()> {
     vmre.put(&recovery.world.offline("dvm.recovery-grant"), "/root/early.recovery-grant")?;
     die_at_every_step(&vmre, "import --grant", "recovery import --grant /root/early.recovery-grant")?;
     recovery.lower()?;
+    lowered_state_on_the_fabric(&recovery.world, &vmre, &mut denials)?;
+    copied_disk_with_a_console(&recovery.world, "while the policy is lowered", &mut denials)?;
     // The garage's own restart changes nothing: the VM is there, with its lowered policy.
     vmre.ok("systemctl restart drydock-garage", SHORT)?;
     recovery.repair()?;
+    copied_disk_with_a_console(&recovery.world, "during the repair", &mut denials)?;
     denials.expect("finishing while it runs", WRONG_STATE, "is running", garage("recovery finish"));
     denials.expect(
         "reinstating while it is repaired",
@@ -86,6 +94,7 @@ fn tell(recovery: &mut Recovery) -> Result<()> {
     recovery.copy_the_key()?;
     vmre.ok("drydock vm stop dvm", BOOT)?;
     die_at_every_step(&vmre, "finish", "recovery finish")?;
+    copied_disk_with_a_console(&recovery.world, "after the hand-back", &mut denials)?;
     recovery.return_home()?;
     denials.expect("importing what was handed back", 5, "no RG disk", garage("recovery import"));
     denials.close();
@@ -166,4 +175,66 @@ fn wrong_grants(world: &World, vmre: &Ssh, denials: &mut Denials) -> Result<()> 
     let still = shown.contains("\"policy\":\"shielded\"");
     denials.note("the policy is not lowered by any of them", still.then_some(()).context(shown));
     Ok(())
+}
+
+/// The tenant's garage gives away the state with the lowered policy, and the fabric admin puts it in the VM's place,
+/// with a specification to match: the fabric's guardian cannot open it.
+fn lowered_state_on_the_fabric(world: &World, vmre: &Ssh, denials: &mut Denials) -> Result<()> {
+    let tar = world.fabric("lowered.tar");
+    vmre.ok("tar -C /var/lib/drydock/vms/dvm -cf /root/lowered.tar slots current", SHORT)?;
+    vmre.get("/root/lowered.tar", &tar)?;
+    let done = in_place_of_the_vm(world, |vm| {
+        let mut command = Command::new("tar");
+        command.arg("-C").arg(vm).arg("-xf").arg(&tar);
+        run(&mut command, b"", SHORT)?.ok().map(drop)
+    });
+    denials.expect("the lowered state on the fabric", KEY_RELEASE, "did not release the key", done);
+    Ok(())
+}
+
+/// The hole of the original: a copy of the repair disk, taken at this moment, boots on the fabric with a console.
+fn copied_disk_with_a_console(world: &World, at: &str, denials: &mut Denials) -> Result<()> {
+    let (copy, raw) = (world.fabric("copy.vhdx"), world.fabric("copy.raw"));
+    fs::copy(rg_disk(world, "dvm")?, &copy)?;
+    let mut replay = Command::new("qemu-img");
+    replay.args(["check", "-q", "-r", "all", "-f", "vhdx"]).arg(&copy);
+    run(&mut replay, b"", SHORT)?;
+    let mut convert = Command::new("qemu-img");
+    convert.args(["convert", "-f", "vhdx", "-O", "raw"]).arg(&copy).arg(&raw);
+    run(&mut convert, b"", SHORT)?.ok()?;
+    let device = Device::open(&raw)?;
+    let manifest = device.manifest()?;
+    let done = in_place_of_the_vm(world, |vm| {
+        let shape: serde_json::Value = serde_json::from_str(&manifest.spec)?;
+        let generation = shape["generation"].as_u64().context("no generation")?;
+        let slot = vm.join("slots").join(generation.to_string());
+        fs::create_dir_all(vm.join("slots"))?;
+        device.bundle()?.unpack(&slot)?;
+        fs::write(slot.join("protector.xml"), &manifest.protector)?;
+        Ok(fs::write(vm.join("current"), format!("{generation}\n"))?)
+    });
+    fs::remove_file(&copy)?;
+    fs::remove_file(&raw)?;
+    denials.expect(&format!("a copy of the RG disk {at}, with a console"), REFUSED, "'policy'", done);
+    Ok(())
+}
+
+/// Puts other state where the VM's is, asks for a console in its specification, tries to start it, and puts all back.
+fn in_place_of_the_vm(world: &World, place: impl FnOnce(&Path) -> Result<()>) -> Result<Finished> {
+    let vm = world.store().join("vms/dvm");
+    let kept = world.fabric("kept");
+    fs::create_dir_all(&kept)?;
+    let moved = ["slots", "current", "vm.json", "hold.json"];
+    for name in moved {
+        fs::rename(vm.join(name), kept.join(name))?;
+    }
+    let spec = fs::read_to_string(kept.join("vm.json"))?;
+    fs::write(vm.join("vm.json"), spec.replace("\"shielded\"", "\"encryption-supported\""))?;
+    let done = place(&vm).and_then(|()| world.admin(&["vm", "start", "dvm"]));
+    for name in moved {
+        let target = vm.join(name);
+        let _ = if target.is_dir() { fs::remove_dir_all(&target) } else { fs::remove_file(&target) };
+        fs::rename(kept.join(name), target)?;
+    }
+    done
 }

@@ -48,10 +48,15 @@ fn main() -> ExitCode {
     }
 }
 
-/// Keys pass through this process: no core dumps, no ptrace by others of the same user.
+/// Keys pass through this process: no core dumps, no ptrace by others of the same user, nothing of it in swap.
 fn harden() {
     let none = rustix::process::Rlimit { current: Some(0), maximum: Some(0) };
     let _ = rustix::process::setrlimit(rustix::process::Resource::Core, none);
     let _ = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable);
+    // Others have a limit, and beyond it allocations would fail.
+    if rustix::process::geteuid().is_root() {
+        use rustix::mm::{MlockAllFlags, mlockall};
+        let _ = mlockall(MlockAllFlags::CURRENT | MlockAllFlags::FUTURE | MlockAllFlags::ONFAULT);
+    }
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
 }

@@ -3,12 +3,16 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
+use tokio::time::timeout;
 
 const REPLAY: usize = 64 << 10;
+/// How long a reader may leave its buffer full.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Handle to the task that owns the console's stream.
 pub(crate) struct Console {
@@ -55,15 +59,20 @@ async fn drain(mut port: UnixStream, mut incoming: mpsc::Receiver<UnixStream>) -
                 replay.extend(bytes);
                 let excess = replay.len().saturating_sub(REPLAY);
                 replay.drain(..excess);
+                // A reader that does not read is let go: the guest must not wait for it.
                 if let Some(stream) = &mut client
-                    && stream.write_all(bytes).await.is_err()
+                    && !matches!(timeout(PATIENCE, stream.write_all(bytes)).await, Ok(Ok(())))
                 {
                     client = None;
                 }
             }
             Some(mut stream) = incoming.recv() => {
                 let (older, newer) = replay.as_slices();
-                let shown = stream.write_all(older).await.is_ok() && stream.write_all(newer).await.is_ok();
+                let replayed = async {
+                    stream.write_all(older).await?;
+                    stream.write_all(newer).await
+                };
+                let shown = matches!(timeout(PATIENCE, replayed).await, Ok(Ok(())));
                 client = shown.then_some(stream);
             }
             read = read_from(&mut client, &mut from_client) => match read {
@@ -102,6 +111,19 @@ mod tests {
         let mut second = console.attach().await.unwrap();
         second.read_exact(&mut seen).await.unwrap();
         assert_eq!(first.read(&mut seen).await.unwrap(), 0, "the first reader was let go");
+    }
+
+    #[tokio::test]
+    async fn a_reader_that_sleeps_is_let_go() {
+        let (mut guest, port) = UnixStream::pair().unwrap();
+        let console = Console::spawn(port);
+        let asleep = console.attach().await.unwrap();
+        for _ in 0..64 {
+            guest.write_all(&[b'x'; 64 << 10]).await.unwrap();
+        }
+        drop(asleep);
+        let mut awake = console.attach().await.unwrap();
+        awake.read_exact(&mut [0u8; 16]).await.unwrap();
     }
 
     #[tokio::test]
