@@ -116,8 +116,9 @@ impl Response {
 
 impl ErrorDocument {
     pub(crate) fn write(&self) -> Vec<u8> {
-        // XML has no way to write most control characters, and a refused document may have put some here.
-        let message = self.message.replace(char::is_control, "\u{fffd}");
+        // XML has no way to write these, and a refused document may have put some here.
+        let message =
+            self.message.replace(|c: char| c.is_control() || matches!(c, '\u{fffe}' | '\u{ffff}'), "\u{fffd}");
         document("Error", &[("Code", &escape(&self.code)), ("Message", &escape(message))])
     }
 
@@ -126,6 +127,7 @@ impl ErrorDocument {
         let mut elements = root(&xml, "Error")?;
         let code = elements.text("Code")?.to_owned();
         let message = elements.text("Message")?.to_owned();
+        elements.end("Error")?;
         Ok(ErrorDocument { code, message })
     }
 }

@@ -1,6 +1,10 @@
 //! A real service on a port of its own, a registered host, an owner, and ways to send what no client sends.
 
-#![allow(dead_code, clippy::unwrap_used)]
+#![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
+
+pub mod forge;
+pub mod schema;
+pub mod tap;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
