@@ -20,6 +20,7 @@ mod judge;
 pub mod messages;
 mod p256;
 mod pem;
+pub mod tpm;
 
 pub use error::{Error, Result};
 pub use health::{Health, HealthCa};
