@@ -30,7 +30,7 @@ pub(crate) fn run(command: Hgs, out: &Output) -> Result<()> {
             Hgs::AddHost { name, key, dir } => {
                 let key = keyring::read(&key)?;
                 let entry = open(&dir).await?.add_host(&name, &key).await.map_err(lift)?;
-                let fingerprint = entry.public_key.fingerprint();
+                let fingerprint = entry.identity.fingerprint();
                 out.result(&json!({ "host": entry.name, "fingerprint": fingerprint }), || {
                     format!("host '{}' may attest from now on\n  key {fingerprint}", entry.name)
                 });
@@ -89,7 +89,7 @@ async fn status(service: &Service, out: &Output) -> Result<()> {
     let guardian = service.guardian();
     let rows: Vec<_> = hosts
         .iter()
-        .map(|h| json!({ "name": h.name, "fingerprint": h.public_key.fingerprint(), "added": rfc3339(h.added_at) }))
+        .map(|h| json!({ "name": h.name, "fingerprint": h.identity.fingerprint(), "added": rfc3339(h.added_at) }))
         .collect();
     out.result(&json!({ "guardian": view(&guardian), "hosts": rows, "ca": service.ca_file() }), || {
         let mut text = format!(
@@ -102,7 +102,7 @@ async fn status(service: &Service, out: &Output) -> Result<()> {
             text += &format!(
                 "host {:<20} {}  since {}\n",
                 host.name,
-                crate::vm::short(&host.public_key.fingerprint()),
+                crate::vm::short(&host.identity.fingerprint()),
                 rfc3339(host.added_at)
             );
         }

@@ -60,7 +60,7 @@ async fn each_check_of_the_specification_has_its_error_and_its_row() {
     let identity = IdentityKey::generate().unwrap();
     let foreign_health = HealthCa::generate("fabric", now(), Duration::days(1))
         .unwrap()
-        .issue(HOST, &world.host_key.public().unwrap(), identity.public(), now(), Duration::hours(8))
+        .issue(HOST, &world.host_key.public().unwrap().into(), identity.public(), now(), Duration::hours(8))
         .unwrap();
     let truncated = |der: &[u8]| der[..der.len() - 1].to_vec();
 

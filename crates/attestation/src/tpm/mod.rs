@@ -11,6 +11,7 @@
 //! Only what every PC client TPM 2.0 has is spoken: an RSA-2048 EK of the default template (TCG EK Credential
 //! Profile, template L-1), an AK on P-256 with ECDSA and SHA-256, and the SHA-256 bank.
 
+mod claim;
 mod context;
 mod credential;
 mod event_log;
@@ -19,6 +20,7 @@ mod policy;
 mod quote;
 mod reader;
 
+pub use claim::{EvidenceError, TpmClaim, attestation_key, measured_boot};
 pub use context::{Blob, Context};
 pub use credential::{Credential, make_credential};
 pub use event_log::{Event, EventLog, LogError, MAX_LOG};
