@@ -56,8 +56,7 @@ impl HostTpm {
         let folder = tempfile::Builder::new().prefix("drydock-tpm-").tempdir();
         let folder = folder.map_err(file_error(&std::env::temp_dir()))?;
         let tools = Tools { tcti, folder: folder.path() };
-        tools.run("tpm2_createek", &["-c", "ek.ctx", "-G", "rsa", "-u", "ek.pem", "-f", "pem"]).await?;
-        tools.flush().await?;
+        tools.run_flushed("tpm2_createek", &["-c", "ek.ctx", "-G", "rsa", "-u", "ek.pem", "-f", "pem"]).await?;
         let pem = tools.read("ek.pem")?;
         let endorsement_key = EkPublic::from_file(&pem).map_err(TpmError::EndorsementKey)?;
         Ok(HostTpm { tcti: tcti.map(str::to_owned), event_log: event_log.to_owned(), endorsement_key, folder })
@@ -76,8 +75,7 @@ impl HostTpm {
     pub async fn make_attestation_key(&self) -> Result<Vec<u8>> {
         let tools = self.tools();
         let arguments = "-Q -C ek.ctx -c ak.ctx -G ecc -g sha256 -s ecdsa -u ak.pub -f tss -n ak.name";
-        tools.run("tpm2_createak", &arguments.split(' ').collect::<Vec<_>>()).await?;
-        tools.flush().await?;
+        tools.run_flushed("tpm2_createak", &arguments.split(' ').collect::<Vec<_>>()).await?;
         tools.read("ak.pub")
     }
 
@@ -92,13 +90,12 @@ impl HostTpm {
         let activated = async {
             tools.run("tpm2_policysecret", &["-S", "session.ctx", "-c", "e"]).await?;
             let arguments = "-Q -c ak.ctx -C ek.ctx -i credential -o secret -P session:session.ctx";
-            tools.run("tpm2_activatecredential", &arguments.split(' ').collect::<Vec<_>>()).await
+            tools.run_flushed("tpm2_activatecredential", &arguments.split(' ').collect::<Vec<_>>()).await
         }
         .await;
         // A session that stays takes one of a few places; a refusal matters more than a failure to end it.
         let ended = tools.run("tpm2_flushcontext", &["session.ctx"]).await;
         activated.and(ended)?;
-        tools.flush().await?;
         let secret = tools.read("secret")?;
         tools.remove("secret")?;
         Ok(secret)
@@ -113,8 +110,7 @@ impl HostTpm {
         let pcrs = format!("sha256:{}", QUOTED.map(|pcr| pcr.to_string()).join(","));
         let qualifying = crate::hex::encode(qualifying);
         let arguments = ["-Q", "-c", "ak.ctx", "-l", &pcrs, "-q", &qualifying, "-m", "attest", "-s", "signature"];
-        tools.run("tpm2_quote", &arguments).await?;
-        tools.flush().await?;
+        tools.run_flushed("tpm2_quote", &arguments).await?;
         Ok((tools.read("attest")?, tools.read("signature")?))
     }
 
@@ -155,10 +151,12 @@ impl Tools<'_> {
         Err(TpmError::Failed { tool, message })
     }
 
-    /// Takes the keys out of the TPM that the last tool left in it. Behind a resource manager there are none; a
-    /// TPM without one has three places.
-    async fn flush(&self) -> Result<()> {
-        self.run("tpm2_flushcontext", &["-t"]).await
+    /// Takes the keys out of the TPM that the tool left in it, also when it failed. Behind a resource manager there
+    /// are none; a TPM without one has three places.
+    async fn run_flushed(&self, tool: &'static str, arguments: &[&str]) -> Result<()> {
+        let done = self.run(tool, arguments).await;
+        let flushed = self.run("tpm2_flushcontext", &["-t"]).await;
+        done.and(flushed)
     }
 
     fn read(&self, name: &str) -> Result<Vec<u8>> {
