@@ -65,8 +65,14 @@ fn sign(pair: &EcdsaKeyPair, message: &[u8]) -> Vec<u8> {
     [&[0, 0x18, 0, 0x0b, 0, 32], r, &[0, 32], s].concat()
 }
 
+/// So many cases unless `PROPTEST_CASES` says otherwise.
+fn config(cases: u32) -> ProptestConfig {
+    let cases = std::env::var("PROPTEST_CASES").ok().and_then(|text| text.parse().ok()).unwrap_or(cases);
+    ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(512) })]
+    #![proptest_config(config(512))]
 
     #[test]
     fn any_bytes_are_read_or_refused(bytes in proptest::collection::vec(any::<u8>(), 0..600)) {
@@ -182,7 +188,7 @@ proptest! {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(128) })]
+    #![proptest_config(config(128))]
 
     #[test]
     fn no_damaged_health_certificate_verifies(at in any::<prop::sample::Index>(), bit in 0..8_u8, cut: bool) {

@@ -227,7 +227,16 @@ impl Hgs {
     /// # Errors
     /// `AuditBroken`, `Store`.
     pub async fn verify_audit(&self) -> Result<String> {
-        self.store.verify_audit().await
+        self.store.verify_audit(None).await.map(|(_, head)| head)
+    }
+
+    /// The same, against a hash that was kept elsewhere: also rows that were cut off at the end, or a log that was
+    /// made anew, are found. Returns the number of rows and the hash to keep next.
+    ///
+    /// # Errors
+    /// `AuditBroken`, `AuditCut`, `Store`.
+    pub async fn verify_audit_since(&self, kept: Option<&str>) -> Result<(i64, String)> {
+        self.store.verify_audit(kept).await
     }
 
     pub(crate) fn now(&self) -> OffsetDateTime {

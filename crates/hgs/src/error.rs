@@ -60,6 +60,8 @@ pub enum Error {
     NoSuchHost { name: String },
     #[error("the audit log was changed: row {seq} does not follow from the one before it")]
     AuditBroken { seq: i64 },
+    #[error("the audit log was cut or made anew: none of its {rows} rows has the hash that was kept")]
+    AuditCut { rows: i64 },
     #[error("plain HTTP is for loopback addresses only, and {address} is not one")]
     PlainHttpExposed { address: SocketAddr },
     #[error("cannot listen on {address}")]

@@ -33,6 +33,9 @@ mod throttle;
 mod tls;
 mod tpm_attest;
 
+pub use attestation::HostKind;
+pub use attestation::tpm::Check;
+
 pub use admin::{Hgs, InitOptions};
 pub use audit::{Entry, Event};
 pub use error::{Error, Result};

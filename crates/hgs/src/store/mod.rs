@@ -133,9 +133,10 @@ impl Store {
         rows.iter().rev().map(entry).collect()
     }
 
-    /// Checks the whole chain and returns its last hash.
-    pub(crate) async fn verify_audit(&self) -> Result<String> {
+    /// Checks the whole chain, and that the hash somebody kept is in it; returns its length and its last hash.
+    pub(crate) async fn verify_audit(&self, kept: Option<&str>) -> Result<(i64, String)> {
         let mut seq = 0;
+        let mut found_kept = kept.is_none_or(|kept| kept == GENESIS);
         let mut previous = GENESIS.to_owned();
         loop {
             let rows = sqlx::query(
@@ -147,7 +148,7 @@ impl Store {
             .fetch_all(&self.pool)
             .await?;
             if rows.is_empty() {
-                return Ok(previous);
+                return if found_kept { Ok((seq, previous)) } else { Err(Error::AuditCut { rows: seq }) };
             }
             for row in &rows {
                 let found = entry(row)?;
@@ -156,6 +157,7 @@ impl Store {
                     return Err(Error::AuditBroken { seq });
                 }
                 previous = found.hash;
+                found_kept |= kept == Some(previous.as_str());
             }
         }
     }
