@@ -11,6 +11,8 @@ pub enum Error {
     NotHostKey,
     #[error("the identity key is not an RSA key of 2048 to 4096 bits")]
     NotIdentityKey,
+    #[error("the endorsement key is not an RSA key of 2048 bits")]
+    NotEndorsementKey,
     #[error("the cryptographic library failed")]
     Crypto,
     #[error("a certificate could not be made")]

@@ -10,7 +10,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 use zeroize::Zeroizing;
 
 use crate::error::{Error, Result};
-use crate::host_key::HostPublicKey;
+use crate::host_identity::{HostIdentity, HostKind};
 use crate::identity::IdentityPublic;
 use crate::p256::P256Key;
 use crate::pem;
@@ -18,8 +18,10 @@ use crate::pem;
 const CERTIFICATE: &str = "CERTIFICATE";
 /// Largest certificate looked at. Ours are about 1 KiB.
 const MAX_DER: usize = 16 << 10;
-/// The subjectAltName that binds a health certificate to a host key; followed by the key's fingerprint.
-const BINDING: &str = "urn:drydock:host-key:sha256:";
+/// The subjectAltName that binds a health certificate to what the host is registered with; followed by the key's
+/// fingerprint.
+const HOST_KEY_BINDING: &str = "urn:drydock:host-key:sha256:";
+const TPM_BINDING: &str = "urn:drydock:tpm-ek:sha256:";
 /// Issued this much in the past, for hosts whose clock is a little behind.
 const BACKDATE: Duration = Duration::minutes(5);
 
@@ -33,7 +35,9 @@ pub struct HealthCa {
 pub struct Health {
     /// Name the host was registered under when the certificate was issued.
     pub host_name: String,
-    /// Fingerprint of the host key that passed attestation.
+    /// How it passed attestation.
+    pub host_kind: HostKind,
+    /// Fingerprint of the key that passed attestation.
     pub host_fingerprint: String,
     /// The key to encrypt to.
     pub identity: IdentityPublic,
@@ -91,7 +95,7 @@ impl HealthCa {
     pub fn issue(
         &self,
         host_name: &str,
-        host: &HostPublicKey,
+        host: &HostIdentity,
         identity: &IdentityPublic,
         now: OffsetDateTime,
         lifetime: Duration,
@@ -107,7 +111,7 @@ impl HealthCa {
         params.not_after = now + lifetime;
         params.is_ca = IsCa::ExplicitNoCa;
         params.key_usages = vec![KeyUsagePurpose::KeyEncipherment];
-        let binding = format!("{BINDING}{}", host.fingerprint());
+        let binding = format!("{}{}", prefix(host.kind()), host.fingerprint());
         params.subject_alt_names = vec![SanType::URI(binding.try_into().map_err(|_| Error::CertificateNotMade)?)];
         params.use_authority_key_identifier_extension = true;
         let key = SubjectPublicKeyInfo::from_der(identity.der()).map_err(|_| Error::CertificateNotMade)?;
@@ -137,7 +141,7 @@ impl HealthCa {
             return Err(Error::Expired);
         }
         // The CA's own certificate is self-signed and would pass the signature check: it has no binding.
-        let host_fingerprint = binding(&certificate).ok_or(Error::NoHostBinding)?;
+        let (host_kind, host_fingerprint) = binding(&certificate).ok_or(Error::NoHostBinding)?;
         let host_name = certificate
             .subject()
             .iter_common_name()
@@ -146,7 +150,7 @@ impl HealthCa {
             .ok_or(Error::NoHostBinding)?
             .to_owned();
         let identity = IdentityPublic::from_der(certificate.public_key().raw)?;
-        Ok(Health { host_name, host_fingerprint, identity, not_after })
+        Ok(Health { host_name, host_kind, host_fingerprint, identity, not_after })
     }
 }
 
@@ -168,10 +172,19 @@ fn parse(der: &[u8]) -> Result<X509Certificate<'_>> {
     }
 }
 
-fn binding(certificate: &X509Certificate<'_>) -> Option<String> {
+fn prefix(kind: HostKind) -> &'static str {
+    match kind {
+        HostKind::HostKey => HOST_KEY_BINDING,
+        HostKind::Tpm => TPM_BINDING,
+    }
+}
+
+fn binding(certificate: &X509Certificate<'_>) -> Option<(HostKind, String)> {
     let names = certificate.subject_alternative_name().ok()??;
     match names.value.general_names.as_slice() {
-        [GeneralName::URI(uri)] => uri.strip_prefix(BINDING).map(str::to_owned),
+        [GeneralName::URI(uri)] => [HostKind::HostKey, HostKind::Tpm]
+            .into_iter()
+            .find_map(|kind| uri.strip_prefix(prefix(kind)).map(|fingerprint| (kind, fingerprint.to_owned()))),
         _ => None,
     }
 }

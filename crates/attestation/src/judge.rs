@@ -6,7 +6,7 @@ use crate::identity::IdentityPublic;
 use crate::messages::{AttestationRequest, RESULT_ENCRYPTION_CERTIFICATE, Tuple, provided};
 
 /// More items than any mode of the protocol provides.
-const MAX_ITEMS: usize = 16;
+pub(crate) const MAX_ITEMS: usize = 16;
 
 /// Why a host gets no health certificate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -21,6 +21,10 @@ pub enum Refusal {
     HostKey,
     #[error("the request has no HostKeySignature, or more than one")]
     Signature,
+    #[error("the request has no EndorsementKey, or more than one, or it is not RSA of 2048 bits")]
+    EndorsementKey,
+    #[error("the request's RtpmContext cannot be read, or there is more than one")]
+    Context,
     #[error("this host's key is not registered")]
     NotRegistered,
     #[error("the signature was not made by the registered host key")]
@@ -111,7 +115,7 @@ impl AttestationRequest {
 }
 
 /// The only item of this kind; two of a kind could be read differently by two readers.
-fn single(request: &AttestationRequest, kind: u32) -> Option<Vec<u8>> {
+pub(crate) fn single(request: &AttestationRequest, kind: u32) -> Option<Vec<u8>> {
     let mut items = request.provided.iter().filter(|item| item.kind == kind);
     let item = items.next()?;
     if items.next().is_some() { None } else { item.decode() }

@@ -4,14 +4,19 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 
+/// MS-HGSA 2.2.1.1, AttestationOperationMode: TPM.
+pub const MODE_TPM: u32 = 1;
 /// MS-HGSA 2.2.1.1, AttestationOperationMode: HostKey.
 pub const MODE_HOST_KEY: u32 = 3;
 /// Functional level that the service speaks: v2.0, the first with host keys.
 pub const FUNCTIONAL_LEVEL: u32 = 2;
 
-/// MS-HGSA 2.2.1.2, AttestationProvidedContentType: the ones host-key mode uses.
+/// MS-HGSA 2.2.1.2, AttestationProvidedContentType: the ones that the two modes use.
 pub mod provided {
     pub const IDENTITY_KEY: u32 = 0x1;
+    pub const RTPM_CONTEXT: u32 = 0x2;
+    /// The public key itself rather than a certificate of it: the fabric admin registered the key.
+    pub const ENDORSEMENT_KEY: u32 = 0x4;
     pub const HOST_KEY_PUBLIC: u32 = 0x8;
     pub const HOST_KEY_SIGNATURE: u32 = 0x9;
 }
@@ -57,6 +62,16 @@ pub struct AttestationRequest {
     pub provided: Vec<Tuple>,
 }
 
+/// MS-HGSA 2.2.2.13.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct EvaluationLog {
+    #[serde(rename = "Result")]
+    pub result: bool,
+    /// Base64 of a GUID.
+    #[serde(rename = "Reason")]
+    pub reason: String,
+}
+
 /// Everything the attestation service answers. Serde writes the tag first, as the specification demands.
 ///
 /// `Message` in the errors is ours: a sentence for whoever reads the host's log. Clients decide on `__type`.
@@ -78,6 +93,39 @@ pub enum Reply {
         operation_mode: u32,
         #[serde(rename = "SupportedFunctionalLevels")]
         supported_functional_levels: Vec<u32>,
+    },
+    /// MS-HGSA 2.2.2.6. The specification has it for v1.0 only and names nothing else for a second step in v2.0.
+    #[serde(rename = "TpmReplyContinue:#Microsoft.Windows.RemoteAttestation.Core")]
+    TpmContinue {
+        /// Base64 of a [`Context`](crate::tpm::Context).
+        #[serde(rename = "RtpmActiveContext")]
+        context: String,
+    },
+    /// MS-HGSA 2.2.2.16.
+    #[serde(rename = "PolicyEvaluationErrorReply:#Microsoft.Windows.RemoteAttestation.Core")]
+    PolicyEvaluationError {
+        #[serde(rename = "Reasons")]
+        reasons: Vec<EvaluationLog>,
+        #[serde(rename = "Retryable")]
+        retryable: bool,
+        #[serde(rename = "Message", default)]
+        message: String,
+    },
+    /// MS-HGSA 2.2.2.19.
+    #[serde(rename = "RtpmErrorReply:#Microsoft.Windows.RemoteAttestation.Core")]
+    RtpmError {
+        #[serde(rename = "Retryable")]
+        retryable: bool,
+        #[serde(rename = "Message", default)]
+        message: String,
+    },
+    /// MS-HGSA 2.2.2.20.
+    #[serde(rename = "TcgLogValidationErrorReply:#Microsoft.Windows.RemoteAttestation.Core")]
+    TcgLogValidationError {
+        #[serde(rename = "Retryable")]
+        retryable: bool,
+        #[serde(rename = "Message", default)]
+        message: String,
     },
     /// MS-HGSA 2.2.2.14.
     #[serde(rename = "OperationModeErrorReply:#Microsoft.Windows.RemoteAttestation.Core")]
@@ -112,12 +160,12 @@ pub enum Reply {
 }
 
 impl Reply {
-    /// What this implementation is: host-key mode, v2.0.
+    /// What this implementation is: v2.0, in one mode.
     #[must_use]
-    pub fn service_info() -> Self {
+    pub fn service_info(operation_mode: u32) -> Self {
         Reply::ServiceInfo {
             functional_level: FUNCTIONAL_LEVEL,
-            operation_mode: MODE_HOST_KEY,
+            operation_mode,
             supported_functional_levels: vec![FUNCTIONAL_LEVEL],
         }
     }

@@ -338,6 +338,24 @@ pub(crate) struct HgsDir {
     pub dir: PathBuf,
 }
 
+#[derive(Clone, Copy, ValueEnum)]
+pub(crate) enum ModeArg {
+    HostKey,
+    Tpm,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub(crate) enum CheckArg {
+    /// Secure Boot was on.
+    SecureBoot,
+    /// No firmware debugger.
+    NoDebugMode,
+    /// PCR 7 is in a baseline.
+    SecureBootSettings,
+    /// The baseline's other PCRs fit.
+    KnownGood,
+}
+
 #[derive(Subcommand)]
 pub(crate) enum Hgs {
     /// Make a service: its guardian, its attestation and TLS keys, its store.
@@ -350,6 +368,9 @@ pub(crate) enum Hgs {
         /// Host names and addresses for its TLS certificate. Repeatable.
         #[arg(long = "san", default_values = ["localhost", "127.0.0.1"])]
         san: Vec<String>,
+        /// How hosts attest: by a key in a file, or by their TPM and how they were started.
+        #[arg(long, value_enum, default_value = "host-key")]
+        mode: ModeArg,
     },
     /// Run it.
     Serve {
@@ -361,10 +382,15 @@ pub(crate) enum Hgs {
         #[arg(long)]
         plain_http: bool,
     },
-    /// Trust a host: its public key from `drydock host init`.
+    /// Trust a host: its public key from `drydock host init`, or with --tpm its TPM's endorsement key.
     AddHost {
         name: String,
-        key: PathBuf,
+        #[arg(required_unless_present = "tpm", conflicts_with = "tpm")]
+        key: Option<PathBuf>,
+        /// The endorsement key's public half (PEM or DER), for a service in TPM mode: on the host,
+        /// `tpm2_createek -c ek.ctx -G rsa -u ek.pem -f pem`.
+        #[arg(long, value_name = "EK")]
+        tpm: Option<PathBuf>,
         #[command(flatten)]
         dir: HgsDir,
     },
@@ -379,6 +405,37 @@ pub(crate) enum Hgs {
         #[command(flatten)]
         dir: HgsDir,
     },
+    /// Take a boot for known good: the event log of a host that is believed
+    /// (/sys/kernel/security/tpm0/binary_bios_measurements).
+    AddBaseline {
+        name: String,
+        log: PathBuf,
+        /// PCRs to compare: 0 firmware, 2 option ROMs, 4 boot loaders, 7 Secure Boot keys.
+        #[arg(long, value_delimiter = ',', default_values_t = [0, 2, 4, 7])]
+        pcrs: Vec<u32>,
+        #[command(flatten)]
+        dir: HgsDir,
+    },
+    /// Take a boot for known good no longer.
+    RemoveBaseline {
+        name: String,
+        #[command(flatten)]
+        dir: HgsDir,
+    },
+    /// Make a check of measured boots from now on; a new service makes all of them.
+    AddPolicy {
+        #[arg(value_enum)]
+        check: CheckArg,
+        #[command(flatten)]
+        dir: HgsDir,
+    },
+    /// Make a check no longer.
+    RemovePolicy {
+        #[arg(value_enum)]
+        check: CheckArg,
+        #[command(flatten)]
+        dir: HgsDir,
+    },
     /// Show what it released and refused, after checking that no row was changed or taken out.
     Audit {
         #[command(flatten)]
@@ -386,6 +443,12 @@ pub(crate) enum Hgs {
         /// How many of the newest rows.
         #[arg(long, default_value_t = 50)]
         last: u32,
+        /// Only check the log, and show the hash to keep elsewhere.
+        #[arg(long)]
+        verify: bool,
+        /// A hash that was kept: finds rows that were cut off at the end, too.
+        #[arg(long, value_name = "HASH")]
+        kept: Option<String>,
     },
     /// Write the fabric guardian's public half, for tenants to import.
     Guardian {

@@ -4,12 +4,13 @@ use std::path::Path;
 use std::sync::Arc;
 
 use hgs::server::{self, Transport};
+use hgs::{Check, HostKind};
 use hgs::{Error as HgsError, Hgs as Service, InitOptions};
 use host::error::{Error, Kind, Result};
 use recovery::rfc3339;
 use serde_json::json;
 
-use crate::cli::{Hgs, HgsDir};
+use crate::cli::{CheckArg, Hgs, HgsDir, ModeArg};
 use crate::guardian::{view, write};
 use crate::host_service::{runtime, shutdown};
 use crate::keyring;
@@ -18,7 +19,7 @@ use crate::output::Output;
 pub(crate) fn run(command: Hgs, out: &Output) -> Result<()> {
     runtime()?.block_on(async {
         match command {
-            Hgs::Init { dir, name, san } => init(&dir.dir, name, san, out).await,
+            Hgs::Init { dir, name, san, mode } => init(&dir.dir, name, san, mode, out).await,
             Hgs::Serve { dir, listen, plain_http } => {
                 let transport = if plain_http { Transport::PlainHttp { force: false } } else { Transport::Https };
                 let service = Arc::new(open(&dir).await?);
@@ -27,22 +28,54 @@ pub(crate) fn run(command: Hgs, out: &Output) -> Result<()> {
                 out.note(&format!("listening on {scheme}://{}", serving.local_addr()));
                 serving.wait().await.map_err(lift)
             }
-            Hgs::AddHost { name, key, dir } => {
-                let key = keyring::read(&key)?;
-                let entry = open(&dir).await?.add_host(&name, &key).await.map_err(lift)?;
-                let fingerprint = entry.public_key.fingerprint();
-                out.result(&json!({ "host": entry.name, "fingerprint": fingerprint }), || {
+            Hgs::AddHost { name, key, tpm, dir } => {
+                let service = open(&dir).await?;
+                let entry = match (key, tpm) {
+                    (_, Some(tpm)) => service.add_tpm_host(&name, &keyring::read(&tpm)?).await,
+                    (Some(key), None) => service.add_host(&name, &keyring::read(&key)?).await,
+                    // The command line takes one of them.
+                    (None, None) => return Err(Error::new(Kind::BadInput, "a key file is missing")),
+                };
+                let entry = entry.map_err(lift)?;
+                let (fingerprint, kind) = (entry.identity.fingerprint(), entry.identity.kind().name());
+                out.result(&json!({ "host": entry.name, "fingerprint": fingerprint, "kind": kind }), || {
                     format!("host '{}' may attest from now on\n  key {fingerprint}", entry.name)
                 });
                 Ok(())
             }
+            Hgs::AddBaseline { name, log, pcrs, dir } => {
+                let service = open(&dir).await?;
+                let baseline = service.add_baseline(&name, &keyring::read(&log)?, &pcrs).await.map_err(lift)?;
+                let pcrs: Vec<_> = baseline.pcrs.keys().collect();
+                out.result(&json!({ "baseline": name, "pcrs": pcrs }), || {
+                    format!("boots with these values of PCR {pcrs:?} are known good from now on")
+                });
+                Ok(())
+            }
+            Hgs::RemoveBaseline { name, dir } => {
+                open(&dir).await?.remove_baseline(&name).await.map_err(lift)?;
+                out.result(&json!({ "removed": name }), || format!("boots as in '{name}' are not known good any more"));
+                Ok(())
+            }
+            Hgs::AddPolicy { check, dir } => policy(&open(&dir).await?, check, true, out).await,
+            Hgs::RemovePolicy { check, dir } => policy(&open(&dir).await?, check, false, out).await,
             Hgs::RemoveHost { name, dir } => {
                 open(&dir).await?.remove_host(&name).await.map_err(lift)?;
                 out.result(&json!({ "removed": name }), || format!("host '{name}' gets no key any more"));
                 Ok(())
             }
             Hgs::Status { dir } => status(&open(&dir).await?, out).await,
-            Hgs::Audit { dir, last } => audit(&open(&dir).await?, last, out).await,
+            Hgs::Audit { dir, last, verify, kept } => {
+                let service = open(&dir).await?;
+                let (rows, head) = service.verify_audit_since(kept.as_deref()).await.map_err(lift)?;
+                if verify {
+                    out.result(&json!({ "rows": rows, "head": head }), || {
+                        format!("the chain of {rows} rows is whole; keep its last hash elsewhere:\n{head}")
+                    });
+                    return Ok(());
+                }
+                audit(&service, last, &head, out).await
+            }
             Hgs::Guardian { dir, out: target } => {
                 let guardian = open(&dir).await?.guardian();
                 write(&target, &guardian.to_xml())?;
@@ -65,17 +98,42 @@ async fn open(dir: &HgsDir) -> Result<Service> {
     Service::open(&dir.dir).await.map_err(lift)
 }
 
-async fn init(dir: &Path, name: String, san: Vec<String>, out: &Output) -> Result<()> {
+async fn policy(service: &Service, check: CheckArg, on: bool, out: &Output) -> Result<()> {
+    let check = match check {
+        CheckArg::SecureBoot => Check::SecureBoot,
+        CheckArg::NoDebugMode => Check::NoDebugMode,
+        CheckArg::SecureBootSettings => Check::SecureBootSettings,
+        CheckArg::KnownGood => Check::KnownGood,
+    };
+    service.set_policy(check, on).await.map_err(lift)?;
+    out.result(&json!({ "policy": check.name(), "on": on }), || {
+        format!("the check '{}' is {} from now on", check.name(), if on { "made" } else { "not made" })
+    });
+    Ok(())
+}
+
+async fn init(dir: &Path, name: String, san: Vec<String>, mode: ModeArg, out: &Output) -> Result<()> {
     host::store::check_name(&name)?;
-    let options = InitOptions { name, server_names: san, ..InitOptions::default() };
+    let mode = match mode {
+        ModeArg::HostKey => HostKind::HostKey,
+        ModeArg::Tpm => HostKind::Tpm,
+    };
+    let options = InitOptions { name, server_names: san, mode, ..InitOptions::default() };
     let service = Service::init(dir, options).await.map_err(lift)?;
     let ca = service.ca_file();
     let folder = dir.display().to_string();
-    out.result(&json!({ "dir": dir, "ca": ca, "guardian": view(&service.guardian()) }), || {
+    let add_host = match mode {
+        HostKind::HostKey => format!("add-host NAME host.pub.pem --dir {folder}"),
+        HostKind::Tpm => format!(
+            "add-host NAME --tpm ek.pem --dir {folder}\n      \
+             drydock hgs add-baseline NAME binary_bios_measurements --dir {folder}"
+        ),
+    };
+    out.result(&json!({ "dir": dir, "ca": ca, "mode": mode.name(), "guardian": view(&service.guardian()) }), || {
         format!(
             "Host Guardian Service in {folder}\n\
              hosts check it by {}\n\
-             Next: drydock hgs add-host NAME host.pub.pem --dir {folder}\n      \
+             Next: drydock hgs {add_host}\n      \
              drydock hgs guardian --out fabric.guardian.xml --dir {folder}\n      \
              drydock hgs serve --dir {folder}",
             ca.display(),
@@ -89,9 +147,18 @@ async fn status(service: &Service, out: &Output) -> Result<()> {
     let guardian = service.guardian();
     let rows: Vec<_> = hosts
         .iter()
-        .map(|h| json!({ "name": h.name, "fingerprint": h.public_key.fingerprint(), "added": rfc3339(h.added_at) }))
+        .map(|h| json!({ "name": h.name, "fingerprint": h.identity.fingerprint(), "added": rfc3339(h.added_at) }))
         .collect();
-    out.result(&json!({ "guardian": view(&guardian), "hosts": rows, "ca": service.ca_file() }), || {
+    let mode = service.mode();
+    let policy = service.policy().await.map_err(lift)?;
+    let checks: Vec<_> = policy.checks.iter().map(|check| check.name()).collect();
+    let baselines: Vec<_> =
+        policy.baselines.iter().map(|b| json!({ "name": b.name, "pcrs": b.pcrs.keys().collect::<Vec<_>>() })).collect();
+    let value = json!({
+        "guardian": view(&guardian), "hosts": rows, "ca": service.ca_file(), "mode": mode.name(),
+        "checks": checks, "baselines": baselines,
+    });
+    out.result(&value, || {
         let mut text = format!(
             "fabric guardian '{}', valid until {}\n  signing certificate {}\n",
             guardian.name(),
@@ -102,20 +169,29 @@ async fn status(service: &Service, out: &Output) -> Result<()> {
             text += &format!(
                 "host {:<20} {}  since {}\n",
                 host.name,
-                crate::vm::short(&host.public_key.fingerprint()),
+                crate::vm::short(&host.identity.fingerprint()),
                 rfc3339(host.added_at)
             );
         }
         if hosts.is_empty() {
-            text += "no host may attest; add one: drydock hgs add-host NAME host.pub.pem\n";
+            let key = if mode == HostKind::Tpm { "--tpm ek.pem" } else { "host.pub.pem" };
+            text += &format!("no host may attest; add one: drydock hgs add-host NAME {key}\n");
+        }
+        if mode == HostKind::Tpm {
+            text += &format!("checks of measured boots: {}\n", checks.join(", "));
+            for baseline in &policy.baselines {
+                text += &format!("baseline {:<16} PCR {:?}\n", baseline.name, baseline.pcrs.keys().collect::<Vec<_>>());
+            }
+            if policy.baselines.is_empty() {
+                text += "no boot is known good; take one: drydock hgs add-baseline NAME binary_bios_measurements\n";
+            }
         }
         text
     });
     Ok(())
 }
 
-async fn audit(service: &Service, last: u32, out: &Output) -> Result<()> {
-    let head = service.verify_audit().await.map_err(lift)?;
+async fn audit(service: &Service, last: u32, head: &str, out: &Output) -> Result<()> {
     let entries = service.audit(last).await.map_err(lift)?;
     let rows: Vec<_> = entries
         .iter()
@@ -139,10 +215,20 @@ async fn audit(service: &Service, last: u32, out: &Output) -> Result<()> {
 
 fn lift(error: HgsError) -> Error {
     let kind = match &error {
-        HgsError::AlreadyThere { .. } | HgsError::HostExists { .. } | HgsError::KeyExists { .. } => Kind::WrongState,
-        HgsError::NotThere { .. } | HgsError::NoSuchHost { .. } => Kind::NotFound,
-        HgsError::Exposed { .. } | HgsError::PlainHttpExposed { .. } | HgsError::AuditBroken { .. } => Kind::Refused,
+        HgsError::AlreadyThere { .. }
+        | HgsError::HostExists { .. }
+        | HgsError::KeyExists { .. }
+        | HgsError::BaselineExists { .. }
+        | HgsError::OtherMode { .. } => Kind::WrongState,
+        HgsError::NotThere { .. } | HgsError::NoSuchHost { .. } | HgsError::NoSuchBaseline { .. } => Kind::NotFound,
+        HgsError::Exposed { .. }
+        | HgsError::PlainHttpExposed { .. }
+        | HgsError::AuditBroken { .. }
+        | HgsError::AuditCut { .. } => Kind::Refused,
         HgsError::BadHostName { .. }
+        | HgsError::BadEndorsementKey(_)
+        | HgsError::BadLog(_)
+        | HgsError::BadPcrs { .. }
         | HgsError::BadHostKey(_)
         | HgsError::Damaged { .. }
         | HgsError::TooLarge { .. }

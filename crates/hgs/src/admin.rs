@@ -4,11 +4,13 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
-use attestation::HostPublicKey;
+use attestation::tpm::{Baseline, Check, EkPublic, EventLog, Policy, QUOTED};
+use attestation::{HostIdentity, HostKind, HostPublicKey};
 use key_protector::GuardianPublic;
 use time::{Duration, OffsetDateTime};
 
 use crate::audit::{Entry, Event, Record};
+use crate::challenge::Challenges;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::keys::{self, Keys};
@@ -29,6 +31,8 @@ pub struct InitOptions {
     pub server_names: Vec<String>,
     /// Lifetime of its guardian and authorities.
     pub lifetime: Duration,
+    /// How hosts attest: a service takes one kind only (MS-HGSA 1.5).
+    pub mode: HostKind,
 }
 
 impl Default for InitOptions {
@@ -37,6 +41,7 @@ impl Default for InitOptions {
             name: "fabric".to_owned(),
             server_names: vec!["localhost".to_owned(), "127.0.0.1".to_owned()],
             lifetime: Duration::days(5 * 365),
+            mode: HostKind::HostKey,
         }
     }
 }
@@ -49,6 +54,7 @@ pub struct Hgs {
     health_lifetime: Duration,
     clock: Clock,
     strangers: Mutex<Throttle>,
+    pub(crate) challenges: Challenges,
 }
 
 impl Hgs {
@@ -60,7 +66,9 @@ impl Hgs {
     pub async fn init(dir: &Path, options: InitOptions) -> Result<Self> {
         let temporary = files::begin(dir)?;
         let now = OffsetDateTime::now_utc();
-        let keys = blocking(move || Keys::generate(&options.name, options.server_names, now, options.lifetime)).await?;
+        let keys =
+            blocking(move || Keys::generate(&options.name, options.server_names, options.mode, now, options.lifetime))
+                .await?;
         keys.save(&temporary)?;
         Store::open(&temporary).await?.close().await;
         files::finish(&temporary, dir)?;
@@ -82,6 +90,7 @@ impl Hgs {
             health_lifetime: HEALTH_LIFETIME,
             clock: Box::new(OffsetDateTime::now_utc),
             strangers: Mutex::default(),
+            challenges: Challenges::new()?,
         })
     }
 
@@ -102,16 +111,74 @@ impl Hgs {
     /// Trusts a host from now on. `host_key_public` is the file that `drydock host init` wrote (PEM or DER).
     ///
     /// # Errors
-    /// `BadHostName`, `BadHostKey`, `HostExists`, `KeyExists`, `Store`.
+    /// `OtherMode`, `BadHostName`, `BadHostKey`, `HostExists`, `KeyExists`, `Store`.
     pub async fn add_host(&self, name: &str, host_key_public: &[u8]) -> Result<HostEntry> {
-        let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
-        if name.is_empty() || name.len() > MAX_HOST_NAME || !name.chars().all(allowed) {
-            return Err(Error::BadHostName { name: name.to_owned() });
-        }
-        let public_key = HostPublicKey::from_file(host_key_public).map_err(Error::BadHostKey)?;
+        self.expect_mode(HostKind::HostKey)?;
+        check_name(name)?;
+        let key = HostPublicKey::from_file(host_key_public).map_err(Error::BadHostKey)?;
+        self.register(name, key.into()).await
+    }
+
+    /// Trusts the host with this TPM from now on. `endorsement_key` is the public key in PEM or DER.
+    ///
+    /// # Errors
+    /// `OtherMode`, `BadHostName`, `BadEndorsementKey`, `HostExists`, `KeyExists`, `Store`.
+    pub async fn add_tpm_host(&self, name: &str, endorsement_key: &[u8]) -> Result<HostEntry> {
+        self.expect_mode(HostKind::Tpm)?;
+        check_name(name)?;
+        let key = EkPublic::from_file(endorsement_key).map_err(Error::BadEndorsementKey)?;
+        self.register(name, key.into()).await
+    }
+
+    async fn register(&self, name: &str, identity: HostIdentity) -> Result<HostEntry> {
         let added_at = self.now();
-        self.store.add_host(name, &public_key, added_at).await?;
-        Ok(HostEntry { name: name.to_owned(), public_key, added_at })
+        self.store.add_host(name, &identity, added_at).await?;
+        Ok(HostEntry { name: name.to_owned(), identity, added_at })
+    }
+
+    /// Which kind of attestation the service takes.
+    #[must_use]
+    pub fn mode(&self) -> HostKind {
+        self.keys.mode
+    }
+
+    fn expect_mode(&self, kind: HostKind) -> Result<()> {
+        if self.mode() == kind { Ok(()) } else { Err(Error::OtherMode { mode: self.mode().name() }) }
+    }
+
+    /// Takes the values that this event log leads to for known good ones, in these PCRs.
+    ///
+    /// # Errors
+    /// `BadHostName` (the baseline's), `BadLog`, `BadPcrs`, `BaselineExists`, `Store`.
+    pub async fn add_baseline(&self, name: &str, event_log: &[u8], pcrs: &[u32]) -> Result<Baseline> {
+        check_name(name)?;
+        let log = EventLog::parse(event_log).map_err(Error::BadLog)?;
+        let baseline = Baseline::of_log(name, &log, pcrs)
+            .ok_or_else(|| Error::BadPcrs { quoted: QUOTED.map(|pcr| pcr.to_string()).join(", ") })?;
+        self.store.add_baseline(&baseline, self.now()).await?;
+        Ok(baseline)
+    }
+
+    /// # Errors
+    /// `NoSuchBaseline`, `Store`.
+    pub async fn remove_baseline(&self, name: &str) -> Result<()> {
+        self.store.remove_baseline(name, self.now()).await
+    }
+
+    /// Makes a check of TPM mode from now on, or no longer.
+    ///
+    /// # Errors
+    /// `Store`.
+    pub async fn set_policy(&self, check: Check, on: bool) -> Result<()> {
+        self.store.set_policy(check, on, self.now()).await
+    }
+
+    /// The checks of TPM mode, and what they compare with.
+    ///
+    /// # Errors
+    /// `BaselineDamaged`, `NoSuchPolicy` (a newer version's), `Store`.
+    pub async fn policy(&self) -> Result<Policy> {
+        self.store.policy().await
     }
 
     /// Trusts a host no longer: it gets no key from this moment, whatever health certificate it still has.
@@ -160,7 +227,16 @@ impl Hgs {
     /// # Errors
     /// `AuditBroken`, `Store`.
     pub async fn verify_audit(&self) -> Result<String> {
-        self.store.verify_audit().await
+        self.store.verify_audit(None).await.map(|(_, head)| head)
+    }
+
+    /// The same, against a hash that was kept elsewhere: also rows that were cut off at the end, or a log that was
+    /// made anew, are found. Returns the number of rows and the hash to keep next.
+    ///
+    /// # Errors
+    /// `AuditBroken`, `AuditCut`, `Store`.
+    pub async fn verify_audit_since(&self, kept: Option<&str>) -> Result<(i64, String)> {
+        self.store.verify_audit(kept).await
     }
 
     pub(crate) fn now(&self) -> OffsetDateTime {
@@ -190,4 +266,12 @@ impl Hgs {
 /// Runs what takes the processor for long where it holds nobody up.
 pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
     tokio::task::spawn_blocking(work).await.map_err(|_| Error::Stopped)?
+}
+
+fn check_name(name: &str) -> Result<()> {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
+    if name.is_empty() || name.len() > MAX_HOST_NAME || !name.chars().all(allowed) {
+        return Err(Error::BadHostName { name: name.to_owned() });
+    }
+    Ok(())
 }

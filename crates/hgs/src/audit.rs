@@ -1,10 +1,10 @@
 //! What the service did and refused: rows that hash what came before, so that none can be taken out or changed
 //! without breaking every later one. Whoever keeps the last hash elsewhere can prove the whole log.
 
-use std::fmt::Write as _;
-
 use aws_lc_rs::digest::{Context, SHA256};
 use time::OffsetDateTime;
+
+use crate::hex;
 
 /// Longest text of a column: anything a stranger sent is cut here.
 const MAX_TEXT: usize = 512;
@@ -19,6 +19,7 @@ pub enum Event {
     AttestationRefused,
     KeyReleased,
     KeyRefused,
+    PolicyChanged,
 }
 
 impl Event {
@@ -32,6 +33,7 @@ impl Event {
             Event::AttestationRefused => "attestation-refused",
             Event::KeyReleased => "key-released",
             Event::KeyRefused => "key-refused",
+            Event::PolicyChanged => "policy-changed",
         }
     }
 }
@@ -102,11 +104,7 @@ impl Entry {
             context.update(&(text.len() as u64).to_be_bytes());
             context.update(text.as_bytes());
         }
-        context.finish().as_ref().iter().fold(String::with_capacity(64), |mut hex, byte| {
-            // Writing to a String cannot fail.
-            let _ = write!(hex, "{byte:02x}");
-            hex
-        })
+        hex::encode(context.finish().as_ref())
     }
 }
 

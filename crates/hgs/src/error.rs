@@ -36,6 +36,22 @@ pub enum Error {
     BadHostName { name: String },
     #[error("that file is not a host's public key: it comes from `drydock host init`")]
     BadHostKey(#[source] attestation::Error),
+    #[error("that file is not a TPM's endorsement key: RSA of 2048 bits, as `tpm2_createek -u` writes it")]
+    BadEndorsementKey(#[source] attestation::Error),
+    #[error("this service is in {mode} mode and takes no other keys")]
+    OtherMode { mode: &'static str },
+    #[error("that file is not an event log of firmware in the crypto-agile format")]
+    BadLog(#[source] attestation::tpm::LogError),
+    #[error("a baseline is of PCRs among {quoted}")]
+    BadPcrs { quoted: String },
+    #[error("a baseline '{name}' is there already; remove it first")]
+    BaselineExists { name: String },
+    #[error("there is no baseline '{name}'")]
+    NoSuchBaseline { name: String },
+    #[error("the baseline '{name}' cannot be read; remove it and add it anew")]
+    BaselineDamaged { name: String },
+    #[error("there is no policy '{name}'")]
+    NoSuchPolicy { name: String },
     #[error("a host '{name}' is registered already; remove it first")]
     HostExists { name: String },
     #[error("that key is registered already, as '{name}'")]
@@ -44,6 +60,8 @@ pub enum Error {
     NoSuchHost { name: String },
     #[error("the audit log was changed: row {seq} does not follow from the one before it")]
     AuditBroken { seq: i64 },
+    #[error("the audit log was cut or made anew: none of its {rows} rows has the hash that was kept")]
+    AuditCut { rows: i64 },
     #[error("plain HTTP is for loopback addresses only, and {address} is not one")]
     PlainHttpExposed { address: SocketAddr },
     #[error("cannot listen on {address}")]

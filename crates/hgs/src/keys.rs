@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use attestation::HealthCa;
+use attestation::{HealthCa, HostKind};
 use key_protector::{Guardian, KeyKind, Role};
 use serde::{Deserialize, Serialize};
 use time::{Duration, OffsetDateTime};
@@ -30,6 +30,7 @@ pub(crate) struct Keys {
     pub(crate) attestation_ca: HealthCa,
     pub(crate) tls_ca: TlsCa,
     pub(crate) settings: Settings,
+    pub(crate) mode: HostKind,
 }
 
 #[derive(Clone, Serialize, Deserialize)]
@@ -38,6 +39,13 @@ pub(crate) struct Settings {
     version: u32,
     /// DNS names and IP addresses for the server certificate.
     pub(crate) server_names: Vec<String>,
+    /// [`HostKind::name`]: how hosts attest.
+    #[serde(default = "host_key_mode")]
+    mode: String,
+}
+
+fn host_key_mode() -> String {
+    HostKind::HostKey.name().to_owned()
 }
 
 impl Keys {
@@ -45,6 +53,7 @@ impl Keys {
     pub(crate) fn generate(
         name: &str,
         server_names: Vec<String>,
+        mode: HostKind,
         now: OffsetDateTime,
         lifetime: Duration,
     ) -> Result<Self> {
@@ -52,7 +61,8 @@ impl Keys {
             guardian: Guardian::generate(name, Role::Fabric, KeyKind::Rsa3072, now - BACKDATE, now + lifetime)?,
             attestation_ca: HealthCa::generate(name, now, lifetime)?,
             tls_ca: TlsCa::generate(name, now - BACKDATE, now + lifetime)?,
-            settings: Settings { version: 1, server_names },
+            settings: Settings { version: 1, server_names, mode: mode.name().to_owned() },
+            mode,
         };
         // A name that no certificate can carry is found out now, not at the first start.
         keys.tls_ca.server_config(&keys.settings.server_names)?;
@@ -76,14 +86,14 @@ impl Keys {
         }
         let settings: Settings =
             serde_json::from_slice(&files::read(&path)?).map_err(|_| Error::Damaged { path: path.clone() })?;
-        if settings.version != 1 {
-            return Err(Error::Damaged { path });
-        }
+        let mode = HostKind::from_name(&settings.mode);
+        let (1, Some(mode)) = (settings.version, mode) else { return Err(Error::Damaged { path }) };
         Ok(Keys {
             guardian: Guardian::from_pem(&files::read_secret(&dir.join(GUARDIAN))?)?,
             attestation_ca: HealthCa::from_pem(&files::read_secret(&dir.join(ATTESTATION_CA))?)?,
             tls_ca: TlsCa::from_pem(&files::read_secret(&dir.join(TLS_CA))?)?,
             settings,
+            mode,
         })
     }
 }

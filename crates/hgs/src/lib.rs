@@ -1,4 +1,4 @@
-//! The Host Guardian Service: attestation (MS-HGSA v2.0, host-key mode) and key protection (MS-KPS).
+//! The Host Guardian Service: attestation (MS-HGSA v2.0, host-key and TPM mode) and key protection (MS-KPS).
 //!
 //! * [`Hgs`] is one service: its keys, its store, and what an admin does with them.
 //! * [`server::serve`] puts it on the network.
@@ -19,9 +19,11 @@
 mod admin;
 mod attest;
 mod audit;
+mod challenge;
 pub mod client;
 mod error;
 mod files;
+mod hex;
 mod keys;
 mod kps;
 mod pkcs7;
@@ -29,6 +31,10 @@ pub mod server;
 mod store;
 mod throttle;
 mod tls;
+mod tpm_attest;
+
+pub use attestation::HostKind;
+pub use attestation::tpm::Check;
 
 pub use admin::{Hgs, InitOptions};
 pub use audit::{Entry, Event};

@@ -117,7 +117,7 @@ async fn no_key_for_any_other_request() {
     let identity = IdentityKey::generate().unwrap();
     let foreign = HealthCa::generate("fabric", now(), Duration::days(1))
         .unwrap()
-        .issue(HOST, &world.host_key.public().unwrap(), identity.public(), now(), Duration::hours(8))
+        .issue(HOST, &world.host_key.public().unwrap().into(), identity.public(), now(), Duration::hours(8))
         .unwrap();
     let (status, bag) = world.get("/attestation/signingcertificates").await;
     assert_eq!(status, StatusCode::OK);

@@ -92,6 +92,26 @@ async fn a_changed_or_missing_row_breaks_the_audit_chain() {
     }
 }
 
+/// A chain that was cut at its end, or written anew from the start, is whole in itself.
+#[tokio::test]
+async fn a_hash_kept_elsewhere_finds_rows_that_were_cut_off() {
+    let world = World::start().await;
+    let (rows, first) = world.hgs.verify_audit_since(None).await.unwrap();
+    assert_eq!(rows, 1);
+    world.client().attest(&world.host_key).await.unwrap();
+    let (rows, second) = world.hgs.verify_audit_since(Some(&first)).await.unwrap();
+    assert_eq!(rows, 2);
+    let file = format!("sqlite://{}", world.dir().join("hgs.sqlite").display());
+    let mut connection = sqlx::SqliteConnection::connect(&file).await.unwrap();
+    sqlx::query("DELETE FROM audit WHERE seq = 2").execute(&mut connection).await.unwrap();
+    assert_eq!(world.hgs.verify_audit().await.unwrap(), first);
+    let cut = world.hgs.verify_audit_since(Some(&second)).await;
+    assert!(matches!(cut, Err(Error::AuditCut { rows: 1 })));
+    assert!(world.hgs.verify_audit_since(Some(&first)).await.is_ok());
+    assert!(world.hgs.verify_audit_since(Some("")).await.is_err());
+    world.shut_down().await;
+}
+
 #[tokio::test]
 async fn a_flood_of_strangers_does_not_fill_the_log() {
     let world = World::start().await;

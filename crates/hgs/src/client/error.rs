@@ -2,6 +2,8 @@
 
 use std::error::Error as StdError;
 
+use super::{Status, SubStatus, TpmError};
+
 pub type Result<T> = std::result::Result<T, Error>;
 
 #[derive(Debug, thiserror::Error)]
@@ -26,7 +28,17 @@ pub enum Error {
     NotRegistered { message: String },
     #[error("the Host Guardian Service did not understand the attestation: {message}")]
     NotUnderstood { message: String },
-    #[error("the Host Guardian Service wants another kind of attestation (mode {mode}) than host keys")]
+    #[error("the Host Guardian Service does not believe this host's TPM: {message}")]
+    TpmRefused { message: String },
+    #[error("the Host Guardian Service does not believe this host's event log: {message}")]
+    EventLog { message: String },
+    #[error("this host was not started as the fabric's policy wants: {message}")]
+    Insecure { failed: Vec<SubStatus>, message: String },
+    #[error("this host's TPM gives no evidence")]
+    Tpm(#[from] TpmError),
+    #[error("this host's event log is larger than any service takes")]
+    EvidenceTooLarge,
+    #[error("the Host Guardian Service wants another kind of attestation (mode {mode})")]
     OtherMode { mode: u32 },
     #[error("this host's health certificate was refused: {message}")]
     HealthCertificate { message: String },
@@ -78,9 +90,13 @@ impl Error {
             Error::NotRegistered { .. } => {
                 "ask the fabric admin to run `drydock hgs add-host NAME KEY` with the key file from `drydock host init`"
             }
-            Error::NotUnderstood { .. } | Error::OtherMode { .. } => {
-                "use the same version of drydock on this host and on the service"
+            Error::NotUnderstood { .. } => "use the same version of drydock on this host and on the service",
+            Error::OtherMode { .. } => {
+                "the service attests hosts by their TPM (mode 1) or by their key (mode 3): have this host do the same"
             }
+            Error::TpmRefused { .. } | Error::Tpm(_) => Status::TpmError.remedy(),
+            Error::EventLog { .. } | Error::EvidenceTooLarge => Status::TcgLogValidation.remedy(),
+            Error::Insecure { failed, .. } => failed.first().map_or(SubStatus::Other, |first| *first).remedy(),
             Error::HealthCertificate { .. } => {
                 "attest again; if the host was removed, ask the fabric admin to run `drydock hgs add-host`; check both clocks"
             }
@@ -90,6 +106,32 @@ impl Error {
                 "do not go on: tell the fabric admin that the service, or something before it, changes answers"
             }
             Error::Keys(_) => "make this host's key anew with `drydock host init` and have it registered",
+        }
+    }
+}
+
+impl Error {
+    /// The outcome's name (AttestationStatus).
+    #[must_use]
+    pub fn status(&self) -> Status {
+        match self {
+            Error::BadUrl { .. } | Error::PlainHttp { .. } | Error::BadCa | Error::Keys(_) => Status::NotConfigured,
+            Error::Unreachable { .. } | Error::TimedOut { .. } | Error::Unavailable { .. } => Status::TransientError,
+            Error::NotRegistered { .. } => Status::UnauthorizedHost,
+            Error::Insecure { .. } => Status::InsecureHostConfiguration,
+            Error::TpmRefused { .. } | Error::Tpm(_) => Status::TpmError,
+            Error::EventLog { .. } | Error::EvidenceTooLarge => Status::TcgLogValidation,
+            Error::HealthCertificate { .. } => Status::Expired,
+            _ => Status::AttestationFailed,
+        }
+    }
+
+    /// Which checks failed (AttestationSubStatus).
+    #[must_use]
+    pub fn sub_statuses(&self) -> &[SubStatus] {
+        match self {
+            Error::Insecure { failed, .. } => failed,
+            _ => &[],
         }
     }
 }

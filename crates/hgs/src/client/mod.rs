@@ -1,18 +1,25 @@
 //! A guarded host's side: proves who it is, and gets transport keys for it.
 
 mod error;
+mod host_tpm;
+mod status;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use attestation::messages::{AttestationRequest, RESULT_ENCRYPTION_CERTIFICATE, Reply};
+use attestation::tpm::{Blob, Context, qualifying_data};
 use attestation::{HostKey, IdentityKey};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use key_protector::{GuardianPublic, Protector, Rolled};
 use reqwest::{Certificate, Method, StatusCode, Url, redirect};
 use time::OffsetDateTime;
 use tokio::sync::OnceCell;
 
 pub use error::{Error, Result};
+pub use host_tpm::{HostTpm, KERNEL_LOG, TpmError};
+pub use status::{Status, SubStatus};
 
 use crate::kps::ApiVersion;
 use crate::kps::release::{self, Binding};
@@ -89,9 +96,50 @@ impl HgsClient {
         let identity = Arc::clone(self.identity.get_or_try_init(make_identity).await?);
         let session = uuid::Uuid::new_v4().into_bytes();
         let request = AttestationRequest::host_key(host_key, identity.public(), &session).map_err(Error::Keys)?;
-        let body = serde_json::to_vec(&request).map_err(|_| Error::Keys(attestation::Error::Crypto))?;
-        let (status, answer) =
-            self.send(Method::POST, "attestation/v2.0/hostkeyattest", "application/json", body).await?;
+        match self.ask("attestation/v2.0/hostkeyattest", &request, &identity).await? {
+            Step::Passed(certificate) => Ok(certificate),
+            // Nothing in this mode has a second step.
+            Step::Continue(_) => Err(self.not_an_answer(StatusCode::OK)),
+        }
+    }
+
+    /// Proves that this is the host with a registered TPM, and how it was started (MS-HGSA 3.2.5.1).
+    ///
+    /// # Errors
+    /// `NotRegistered`, `Insecure`, `TpmRefused`, `EventLog`, `Tpm`; see [`Error::remedy`].
+    pub async fn attest_tpm(&self, tpm: &HostTpm) -> Result<HealthCertificate> {
+        let identity = Arc::clone(self.identity.get_or_try_init(make_identity).await?);
+        let session = uuid::Uuid::new_v4().into_bytes();
+        let step = async |context: &Context| {
+            let request = AttestationRequest::tpm(tpm.endorsement_key(), identity.public(), &session, context);
+            let request = request.ok_or(Error::EvidenceTooLarge)?;
+            self.ask("attestation/v2.0/attest", &request, &identity).await
+        };
+        let attestation_key = tpm.make_attestation_key().await?;
+        let ours = Context::new(Vec::new(), vec![(Blob::AttestationKey, attestation_key.clone())]);
+        let Step::Continue(challenge) = step(&ours).await? else { return Err(self.not_an_answer(StatusCode::OK)) };
+        let nonce = challenge.blob(Blob::Nonce).and_then(|nonce| nonce.try_into().ok());
+        let (Some(nonce), Some(credential)) = (nonce, challenge.blob(Blob::Credential)) else {
+            return Err(self.not_an_answer(StatusCode::OK));
+        };
+        let secret = tpm.activate(credential).await?;
+        let (quote, signature) = tpm.quote(&qualifying_data(&nonce, identity.public())).await?;
+        let blobs = vec![
+            (Blob::AttestationKey, attestation_key),
+            (Blob::Secret, secret),
+            (Blob::Quote, quote),
+            (Blob::Signature, signature),
+            (Blob::EventLog, tpm.event_log()?),
+        ];
+        match step(&Context::new(challenge.state, blobs)).await? {
+            Step::Passed(certificate) => Ok(certificate),
+            Step::Continue(_) => Err(self.not_an_answer(StatusCode::OK)),
+        }
+    }
+
+    async fn ask(&self, path: &str, request: &AttestationRequest, identity: &Arc<IdentityKey>) -> Result<Step> {
+        let body = serde_json::to_vec(request).map_err(|_| Error::Keys(attestation::Error::Crypto))?;
+        let (status, answer) = self.send(Method::POST, path, "application/json", body).await?;
         let Ok(reply) = serde_json::from_slice::<Reply>(&answer) else {
             return Err(self.not_an_answer(status));
         };
@@ -100,13 +148,24 @@ impl HgsClient {
                 .iter()
                 .find(|item| item.kind == RESULT_ENCRYPTION_CERTIFICATE)
                 .and_then(|item| item.decode())
-                .map(|der| HealthCertificate { der, identity })
+                .map(|der| Step::Passed(HealthCertificate { der, identity: Arc::clone(identity) }))
+                .ok_or_else(|| self.not_an_answer(status)),
+            Reply::TpmContinue { context } => STANDARD
+                .decode(context)
+                .ok()
+                .and_then(|bytes| Context::parse(&bytes))
+                .map(Step::Continue)
                 .ok_or_else(|| self.not_an_answer(status)),
             Reply::UnauthorizedError { message, .. } => Err(Error::NotRegistered { message }),
             Reply::PayloadError { message, .. } => Err(Error::NotUnderstood { message }),
             Reply::OperationModeError { expected_operation_mode, .. } => {
                 Err(Error::OtherMode { mode: expected_operation_mode })
             }
+            Reply::PolicyEvaluationError { reasons, message, .. } => {
+                Err(Error::Insecure { failed: reasons.iter().map(SubStatus::of).collect(), message })
+            }
+            Reply::RtpmError { message, .. } => Err(Error::TpmRefused { message }),
+            Reply::TcgLogValidationError { message, .. } => Err(Error::EventLog { message }),
             Reply::UnavailableError { .. } => Err(Error::Unavailable { url: self.base.to_string() }),
             Reply::ServiceInfo { .. } => Err(self.not_an_answer(status)),
         }
@@ -187,6 +246,12 @@ impl HgsClient {
             _ => Error::Unavailable { url: self.base.to_string() },
         }
     }
+}
+
+/// How far an attestation has come.
+enum Step {
+    Passed(HealthCertificate),
+    Continue(Context),
 }
 
 async fn make_identity() -> Result<Arc<IdentityKey>> {

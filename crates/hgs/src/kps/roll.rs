@@ -99,6 +99,11 @@ async fn admit(
     };
     record.host.clone_from(&health.host_name);
     record.host_key.clone_from(&health.host_fingerprint);
+    // A service that was put into TPM mode believes no host key any more, whatever it has certified.
+    if health.host_kind != hgs.mode() {
+        let message = format!("attestation is in {} mode now; attest again", hgs.mode().name());
+        return Ok(Err(Refusal::new(HEALTH_CERTIFICATE, message)));
+    }
     if hgs.store.host_by_key(&health.host_fingerprint).await?.is_none() {
         let message = format!("the host '{}' is no longer registered", health.host_name);
         return Ok(Err(Refusal::new(HEALTH_CERTIFICATE, message)));

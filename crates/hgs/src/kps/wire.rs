@@ -116,8 +116,9 @@ impl Response {
 
 impl ErrorDocument {
     pub(crate) fn write(&self) -> Vec<u8> {
-        // XML has no way to write most control characters, and a refused document may have put some here.
-        let message = self.message.replace(char::is_control, "\u{fffd}");
+        // XML has no way to write these, and a refused document may have put some here.
+        let message =
+            self.message.replace(|c: char| c.is_control() || matches!(c, '\u{fffe}' | '\u{ffff}'), "\u{fffd}");
         document("Error", &[("Code", &escape(&self.code)), ("Message", &escape(message))])
     }
 
@@ -126,6 +127,7 @@ impl ErrorDocument {
         let mut elements = root(&xml, "Error")?;
         let code = elements.text("Code")?.to_owned();
         let message = elements.text("Message")?.to_owned();
+        elements.end("Error")?;
         Ok(ErrorDocument { code, message })
     }
 }
@@ -226,6 +228,62 @@ mod tests {
             (good.replace("?><", "?><!DOCTYPE a [<!ENTITY b \"c\">]><"), "DTD"),
         ] {
             assert!(Request::read(bad.as_bytes()).is_err(), "{why}");
+        }
+    }
+
+    mod hostile {
+        use proptest::prelude::*;
+
+        use super::*;
+
+        /// So many cases unless `PROPTEST_CASES` says otherwise.
+        fn config(cases: u32) -> ProptestConfig {
+            let cases = std::env::var("PROPTEST_CASES").ok().and_then(|text| text.parse().ok()).unwrap_or(cases);
+            ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() }
+        }
+
+        proptest! {
+            #![proptest_config(config(512))]
+
+            #[test]
+            fn any_bytes_are_read_or_refused(bytes in proptest::collection::vec(any::<u8>(), 0..300), text in ".{0,200}") {
+                for bytes in [bytes.as_slice(), text.as_bytes()] {
+                    prop_assert!(Request::read(bytes).is_err());
+                    prop_assert!(Response::read(bytes).is_err());
+                    prop_assert!(ErrorDocument::read(bytes).is_err());
+                }
+            }
+
+            #[test]
+            fn a_changed_request_is_refused_or_still_five_whole_elements(
+                protector in proptest::collection::vec(any::<u8>(), 1..60),
+                certificate in proptest::collection::vec(any::<u8>(), 1..60),
+                at in any::<prop::sample::Index>(),
+                put in proptest::collection::vec(any::<u8>(), 0..4),
+                take in 0..3_usize,
+            ) {
+                let good = Request { protector, health_certificate: certificate }.write();
+                let at = at.index(good.len());
+                let rest = good.get(at + take..).unwrap_or_default();
+                let changed = [&good[..at], put.as_slice(), rest].concat();
+                if let Ok(request) = Request::read(&changed) {
+                    prop_assert!(!request.protector.is_empty() && !request.health_certificate.is_empty());
+                    // What was read is what would be read again.
+                    let again = Request::read(&request.write()).unwrap();
+                    prop_assert_eq!(again.protector, request.protector);
+                    prop_assert_eq!(again.health_certificate, request.health_certificate);
+                }
+            }
+
+            #[test]
+            fn errors_carry_any_text(code in "[A-Za-z]{1,40}", message in ".{1,200}") {
+                let read = ErrorDocument::read(&ErrorDocument { code: code.clone(), message: message.clone() }.write());
+                // White space around the text is not part of it, and a text of nothing else is none.
+                match read {
+                    Ok(read) => prop_assert_eq!(read.code, code),
+                    Err(_) => prop_assert!(message.trim().is_empty(), "{message:?}"),
+                }
+            }
         }
     }
 }

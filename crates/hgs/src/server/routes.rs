@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use attestation::messages::{MODE_HOST_KEY, Reply};
+use attestation::HostKind;
+use attestation::messages::Reply;
 use axum::body::Bytes;
 use axum::extract::{Path, State};
 use axum::http::{StatusCode, header};
@@ -14,11 +15,11 @@ use tower_http::limit::RequestBodyLimitLayer;
 use tower_http::timeout::TimeoutLayer;
 
 use crate::admin::Hgs;
-use crate::attest;
-use crate::error::Error;
+use crate::error::{Error, Result};
 use crate::kps::ApiVersion;
 use crate::kps::roll;
 use crate::kps::wire::{ErrorDocument, HEALTH_CERTIFICATE, SERVICE};
+use crate::{attest, tpm_attest};
 
 const MAX_BODY: usize = 1 << 20;
 /// Receiving the body included.
@@ -27,8 +28,8 @@ const REQUEST: Duration = Duration::from_secs(30);
 pub(super) fn router(hgs: Arc<Hgs>) -> Router {
     Router::new()
         .route("/attestation/v2.0/hostkeyattest", post(host_key_attest))
-        .route("/attestation/{version}/attest", post(other_mode))
-        .route("/attestation/{version}/domainattest", post(other_mode))
+        .route("/attestation/{version}/attest", post(tpm_attest))
+        .route("/attestation/{version}/domainattest", post(domain_attest))
         .route("/attestation/getinfo", get(get_info))
         .route("/attestation/v2.0/getinfo", get(get_info))
         .route("/attestation/signingcertificates", get(signing_certificates))
@@ -41,27 +42,47 @@ pub(super) fn router(hgs: Arc<Hgs>) -> Router {
 }
 
 async fn host_key_attest(State(hgs): State<Arc<Hgs>>, body: Bytes) -> Response {
-    let reply = attest::host_key_attest(&hgs, &body).await.unwrap_or_else(|error| {
+    match hgs.mode() {
+        HostKind::HostKey => reply(attest::host_key_attest(&hgs, &body).await),
+        HostKind::Tpm => reply(Ok(attest::other_mode(&hgs))),
+    }
+}
+
+async fn tpm_attest(State(hgs): State<Arc<Hgs>>, Path(version): Path<String>, body: Bytes) -> Response {
+    match hgs.mode() {
+        HostKind::HostKey => reply(Ok(attest::other_mode(&hgs))),
+        HostKind::Tpm if version == "v2.0" => reply(tpm_attest::attest(&hgs, &body).await),
+        HostKind::Tpm => {
+            let message = "attestation is v2.0 here".to_owned();
+            reply(Ok(Reply::PayloadError { retryable: false, message }))
+        }
+    }
+}
+
+/// Active Directory, which Drydock does not have (MS-HGSA 3.1.5.1.1.3, 3.1.5.3.1.3).
+async fn domain_attest(State(hgs): State<Arc<Hgs>>) -> Response {
+    reply(Ok(attest::other_mode(&hgs)))
+}
+
+fn reply(outcome: Result<Reply>) -> Response {
+    let reply = outcome.unwrap_or_else(|error| {
         log(&error);
         Reply::UnavailableError { retryable: true }
     });
     let status = match &reply {
-        Reply::HealthCertificate { .. } | Reply::ServiceInfo { .. } => StatusCode::OK,
+        Reply::HealthCertificate { .. } | Reply::ServiceInfo { .. } | Reply::TpmContinue { .. } => StatusCode::OK,
         Reply::PayloadError { .. } | Reply::OperationModeError { .. } => StatusCode::BAD_REQUEST,
-        Reply::UnauthorizedError { .. } => StatusCode::FORBIDDEN,
+        Reply::UnauthorizedError { .. }
+        | Reply::PolicyEvaluationError { .. }
+        | Reply::RtpmError { .. }
+        | Reply::TcgLogValidationError { .. } => StatusCode::FORBIDDEN,
         Reply::UnavailableError { .. } => StatusCode::SERVICE_UNAVAILABLE,
     };
     (status, Json(reply)).into_response()
 }
 
-/// MS-HGSA 3.1.5.3.1.3: TPM and Active Directory requests to a service in host-key mode.
-async fn other_mode() -> Response {
-    let reply = Reply::OperationModeError { expected_operation_mode: MODE_HOST_KEY, retryable: false };
-    (StatusCode::BAD_REQUEST, Json(reply)).into_response()
-}
-
-async fn get_info() -> Json<Reply> {
-    Json(Reply::service_info())
+async fn get_info(State(hgs): State<Arc<Hgs>>) -> Json<Reply> {
+    Json(attest::service_info(&hgs))
 }
 
 async fn signing_certificates(State(hgs): State<Arc<Hgs>>) -> Response {

@@ -2,12 +2,17 @@
 
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 
+pub mod boot;
+pub mod forge;
+pub mod schema;
+pub mod tap;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
-use attestation::HostKey;
+use attestation::{HostKey, HostKind};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use hgs::client::HgsClient;
@@ -49,17 +54,28 @@ impl World {
         Self::over(Transport::Https).await
     }
 
+    /// A service that attests hosts by their TPM. Nothing is registered with it.
+    pub async fn start_tpm() -> Self {
+        Self::with(Transport::Https, HostKind::Tpm).await
+    }
+
     pub async fn over(transport: Transport) -> Self {
+        Self::with(transport, HostKind::HostKey).await
+    }
+
+    async fn with(transport: Transport, mode: HostKind) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let ahead = Arc::new(AtomicI64::new(0));
         let clock = Arc::clone(&ahead);
-        let hgs = Hgs::init(&folder.path().join("hgs"), InitOptions::default())
+        let hgs = Hgs::init(&folder.path().join("hgs"), InitOptions { mode, ..InitOptions::default() })
             .await
             .unwrap()
             .with_clock(move || now() + Duration::seconds(clock.load(Ordering::SeqCst)));
         let hgs = Arc::new(hgs);
         let host_key = HostKey::generate().unwrap();
-        hgs.add_host(HOST, host_key.public_pem().as_bytes()).await.unwrap();
+        if mode == HostKind::HostKey {
+            hgs.add_host(HOST, host_key.public_pem().as_bytes()).await.unwrap();
+        }
         let (stop, stopped) = oneshot::channel();
         let shutdown = async {
             let _ = stopped.await;

@@ -1,9 +1,11 @@
-//! Registered hosts and the audit log, in SQLite. The SQL is the part PostgreSQL has too.
+//! Registered hosts and the audit log, in SQLite; policies are in [`policy`]. The SQL is the part PostgreSQL has too.
+
+mod policy;
 
 use std::path::Path;
 use std::time::Duration;
 
-use attestation::HostPublicKey;
+use attestation::{HostIdentity, HostKind};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use sqlx::migrate::{Migration, MigrationType, Migrator};
@@ -23,7 +25,7 @@ const PAGE: i64 = 1000;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HostEntry {
     pub name: String,
-    pub public_key: HostPublicKey,
+    pub identity: HostIdentity,
     pub added_at: OffsetDateTime,
 }
 
@@ -50,7 +52,7 @@ impl Store {
         self.pool.close().await;
     }
 
-    pub(crate) async fn add_host(&self, name: &str, key: &HostPublicKey, now: OffsetDateTime) -> Result<()> {
+    pub(crate) async fn add_host(&self, name: &str, key: &HostIdentity, now: OffsetDateTime) -> Result<()> {
         let fingerprint = key.fingerprint();
         // Immediate: two writers queue instead of both reading the same last row.
         let mut transaction = self.pool.begin_with("BEGIN IMMEDIATE").await?;
@@ -67,11 +69,12 @@ impl Store {
                 Error::KeyExists { name: found }
             });
         }
-        sqlx::query("INSERT INTO hosts (name, fingerprint, public_key, added_at) VALUES ($1, $2, $3, $4)")
+        sqlx::query("INSERT INTO hosts (name, fingerprint, public_key, added_at, kind) VALUES ($1, $2, $3, $4, $5)")
             .bind(name)
             .bind(&fingerprint)
             .bind(STANDARD.encode(key.der()))
             .bind(now.unix_timestamp())
+            .bind(key.kind().name())
             .execute(&mut *transaction)
             .await?;
         let record = Record { host: name.to_owned(), host_key: fingerprint, ..Record::default() };
@@ -94,7 +97,7 @@ impl Store {
     }
 
     pub(crate) async fn hosts(&self) -> Result<Vec<HostEntry>> {
-        sqlx::query("SELECT name, public_key, added_at FROM hosts ORDER BY name")
+        sqlx::query("SELECT name, public_key, added_at, kind FROM hosts ORDER BY name")
             .fetch_all(&self.pool)
             .await?
             .iter()
@@ -103,7 +106,7 @@ impl Store {
     }
 
     pub(crate) async fn host_by_key(&self, fingerprint: &str) -> Result<Option<HostEntry>> {
-        sqlx::query("SELECT name, public_key, added_at FROM hosts WHERE fingerprint = $1")
+        sqlx::query("SELECT name, public_key, added_at, kind FROM hosts WHERE fingerprint = $1")
             .bind(fingerprint)
             .fetch_optional(&self.pool)
             .await?
@@ -130,9 +133,10 @@ impl Store {
         rows.iter().rev().map(entry).collect()
     }
 
-    /// Checks the whole chain and returns its last hash.
-    pub(crate) async fn verify_audit(&self) -> Result<String> {
+    /// Checks the whole chain, and that the hash somebody kept is in it; returns its length and its last hash.
+    pub(crate) async fn verify_audit(&self, kept: Option<&str>) -> Result<(i64, String)> {
         let mut seq = 0;
+        let mut found_kept = kept.is_none_or(|kept| kept == GENESIS);
         let mut previous = GENESIS.to_owned();
         loop {
             let rows = sqlx::query(
@@ -144,7 +148,7 @@ impl Store {
             .fetch_all(&self.pool)
             .await?;
             if rows.is_empty() {
-                return Ok(previous);
+                return if found_kept { Ok((seq, previous)) } else { Err(Error::AuditCut { rows: seq }) };
             }
             for row in &rows {
                 let found = entry(row)?;
@@ -153,6 +157,7 @@ impl Store {
                     return Err(Error::AuditBroken { seq });
                 }
                 previous = found.hash;
+                found_kept |= kept == Some(previous.as_str());
             }
         }
     }
@@ -160,13 +165,13 @@ impl Store {
 
 /// `migrate!` would need sqlx's compile-time macros; the files are few enough to list.
 fn migrations() -> Migrator {
-    Migrator::with_migrations(vec![Migration::new(
-        1,
-        "hosts and audit".into(),
-        MigrationType::Simple,
-        include_str!("../migrations/0001_hosts_and_audit.sql").into_sql_str(),
-        false,
-    )])
+    let migration = |version, description: &'static str, sql: &'static str| {
+        Migration::new(version, description.into(), MigrationType::Simple, sql.into_sql_str(), false)
+    };
+    Migrator::with_migrations(vec![
+        migration(1, "hosts and audit", include_str!("../../migrations/0001_hosts_and_audit.sql")),
+        migration(2, "TPM mode", include_str!("../../migrations/0002_tpm.sql")),
+    ])
 }
 
 async fn append(connection: &mut SqliteConnection, event: Event, record: Record, now: OffsetDateTime) -> Result<()> {
@@ -199,10 +204,12 @@ async fn append(connection: &mut SqliteConnection, event: Event, record: Record,
 
 fn host(row: &SqliteRow) -> Result<HostEntry> {
     let key: String = row.try_get(1)?;
+    let kind: String = row.try_get(3)?;
+    let kind = HostKind::from_name(&kind).ok_or(attestation::Error::NotHostKey)?;
     let der = STANDARD.decode(key).map_err(|_| attestation::Error::NotHostKey)?;
     Ok(HostEntry {
         name: row.try_get(0)?,
-        public_key: HostPublicKey::from_der(&der)?,
+        identity: HostIdentity::from_der(kind, &der)?,
         added_at: instant(row.try_get(2)?),
     })
 }

@@ -1,0 +1,87 @@
+//! What a registered host is known by.
+
+use crate::error::Result;
+use crate::host_key::HostPublicKey;
+use crate::tpm::EkPublic;
+
+/// Which of the two kinds of key a host is known by; a service takes one of them (MS-HGSA 1.5).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HostKind {
+    /// A signing key in a file of the host.
+    HostKey,
+    /// The endorsement key of its TPM.
+    Tpm,
+}
+
+impl HostKind {
+    /// Name in the store and in the service's settings; stable.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            HostKind::HostKey => "host-key",
+            HostKind::Tpm => "tpm",
+        }
+    }
+
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        [HostKind::HostKey, HostKind::Tpm].into_iter().find(|kind| kind.name() == name)
+    }
+}
+
+/// The public key that a host is registered with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum HostIdentity {
+    HostKey(HostPublicKey),
+    Tpm(EkPublic),
+}
+
+impl HostIdentity {
+    /// # Errors
+    /// `NotHostKey`, `NotEndorsementKey`.
+    pub fn from_der(kind: HostKind, der: &[u8]) -> Result<Self> {
+        match kind {
+            HostKind::HostKey => HostPublicKey::from_der(der).map(HostIdentity::HostKey),
+            HostKind::Tpm => EkPublic::from_der(der).map(HostIdentity::Tpm),
+        }
+    }
+
+    #[must_use]
+    pub fn kind(&self) -> HostKind {
+        match self {
+            HostIdentity::HostKey(_) => HostKind::HostKey,
+            HostIdentity::Tpm(_) => HostKind::Tpm,
+        }
+    }
+
+    /// DER SubjectPublicKeyInfo.
+    #[must_use]
+    pub fn der(&self) -> &[u8] {
+        match self {
+            HostIdentity::HostKey(key) => key.der(),
+            HostIdentity::Tpm(key) => key.der(),
+        }
+    }
+
+    /// Lower-case hexadecimal SHA-256 of [`der`](Self::der). Keys of different kinds differ in their encoding, and
+    /// so do their fingerprints.
+    #[must_use]
+    pub fn fingerprint(&self) -> String {
+        match self {
+            HostIdentity::HostKey(key) => key.fingerprint(),
+            HostIdentity::Tpm(key) => key.fingerprint(),
+        }
+    }
+}
+
+impl From<HostPublicKey> for HostIdentity {
+    fn from(key: HostPublicKey) -> Self {
+        HostIdentity::HostKey(key)
+    }
+}
+
+impl From<EkPublic> for HostIdentity {
+    fn from(key: EkPublic) -> Self {
+        HostIdentity::Tpm(key)
+    }
+}

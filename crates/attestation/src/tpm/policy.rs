@@ -1,0 +1,204 @@
+//! What a machine's measured boot must look like (MS-HGSA 2.2.2.13 names the checks).
+
+use std::collections::BTreeMap;
+
+use aws_lc_rs::digest::{SHA256, digest};
+
+use super::{EventLog, Pcr, QUOTED};
+
+/// Where firmware measures the state and the keys of Secure Boot.
+const SECURE_BOOT_PCR: usize = 7;
+/// EFI_GLOBAL_VARIABLE, 8be4df61-93ca-11d2-aa0d-00e098032b8c, as it lies in memory.
+const GLOBAL_VARIABLE: [u8; 16] =
+    [0x61, 0xdf, 0xe4, 0x8b, 0xca, 0x93, 0xd2, 0x11, 0xaa, 0x0d, 0x00, 0xe0, 0x98, 0x03, 0x2b, 0x8c];
+const DEBUG_MODE: &[u8] = b"UEFI Debug Mode";
+
+/// One of the checks, each with the identifier that MS-HGSA gives it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Check {
+    /// Firmware started with Secure Boot on.
+    SecureBoot,
+    /// No firmware debugger was attached.
+    NoDebugMode,
+    /// The Secure Boot keys (PCR 7) are those of a baseline.
+    SecureBootSettings,
+    /// Firmware and boot loader (all other PCRs) are those of a baseline.
+    KnownGood,
+}
+
+impl Check {
+    pub const ALL: [Check; 4] = [Check::SecureBoot, Check::NoDebugMode, Check::SecureBootSettings, Check::KnownGood];
+
+    /// Name in the store and on the command line; stable.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Check::SecureBoot => "secure-boot",
+            Check::NoDebugMode => "no-debug-mode",
+            Check::SecureBootSettings => "secure-boot-settings",
+            Check::KnownGood => "known-good",
+        }
+    }
+
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        Check::ALL.into_iter().find(|check| check.name() == name)
+    }
+
+    /// The GUID of MS-HGSA 2.2.2.13, in the byte order of a Windows GUID structure.
+    #[must_use]
+    pub fn guid(self) -> [u8; 16] {
+        let (a, b, c, rest): (u32, u16, u16, [u8; 8]) = match self {
+            Check::SecureBoot => (0x6a46_0ee1, 0x62ea, 0x416f, [0xae, 0x6c, 0x04, 0xe2, 0x96, 0x34, 0x50, 0x6d]),
+            Check::NoDebugMode => (0x2018_8fda, 0xd40b, 0x460d, [0xb0, 0x78, 0x2e, 0x78, 0x98, 0xa4, 0x2a, 0xe9]),
+            Check::SecureBootSettings => {
+                (0x756d_c455, 0x9528, 0x479a, [0xa8, 0x6a, 0xc6, 0x46, 0x41, 0x73, 0x16, 0xc9])
+            }
+            Check::KnownGood => (0x81f1_10ba, 0x53c5, 0x4064, [0x9d, 0x64, 0x51, 0x02, 0x9f, 0xa2, 0x4f, 0x49]),
+        };
+        let mut guid = [0; 16];
+        guid[..4].copy_from_slice(&a.to_le_bytes());
+        guid[4..6].copy_from_slice(&b.to_le_bytes());
+        guid[6..8].copy_from_slice(&c.to_le_bytes());
+        guid[8..].copy_from_slice(&rest);
+        guid
+    }
+
+    /// What its failing means.
+    #[must_use]
+    pub fn failure(self) -> &'static str {
+        match self {
+            Check::SecureBoot => "Secure Boot was off when the host started",
+            Check::NoDebugMode => "the firmware was started in debug mode",
+            Check::SecureBootSettings => "the Secure Boot keys (PCR 7) are in no baseline",
+            Check::KnownGood => "firmware or boot loader are in no baseline",
+        }
+    }
+}
+
+/// Known good values of some PCRs, taken from a machine that is believed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Baseline {
+    pub name: String,
+    /// By number; all among [`QUOTED`].
+    pub pcrs: BTreeMap<u32, Pcr>,
+}
+
+impl Baseline {
+    /// The values that a log leads to; `None` when a PCR is not one that is quoted, or none is named.
+    #[must_use]
+    pub fn of_log(name: &str, log: &EventLog, pcrs: &[u32]) -> Option<Self> {
+        if pcrs.is_empty() || !pcrs.iter().all(|pcr| QUOTED.contains(pcr)) {
+            return None;
+        }
+        let replayed = log.replay();
+        let pcrs = pcrs.iter().map(|pcr| (*pcr, replayed[*pcr as usize])).collect();
+        Some(Baseline { name: name.to_owned(), pcrs })
+    }
+
+    /// The numbers of the PCRs that differ.
+    fn differences(&self, pcrs: &[Pcr; 24]) -> Vec<u32> {
+        let differs = |(pcr, value): &(&u32, &Pcr)| pcrs.get(**pcr as usize) != Some(*value);
+        self.pcrs.iter().filter(differs).map(|(pcr, _)| *pcr).collect()
+    }
+}
+
+/// The checks that are made, and the baselines that two of them compare with.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Policy {
+    pub checks: Vec<Check>,
+    pub baselines: Vec<Baseline>,
+}
+
+/// A check that failed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Evaluation {
+    pub check: Check,
+    /// For the admin: which PCRs, compared with which baseline.
+    pub detail: String,
+}
+
+impl Policy {
+    /// The checks that fail. The log must have been found to lead to the quoted PCRs.
+    #[must_use]
+    pub fn evaluate(&self, log: &EventLog) -> Vec<Evaluation> {
+        let pcrs = log.replay();
+        // The baseline that fits best is the one whose differences help.
+        let nearest = self
+            .baselines
+            .iter()
+            .map(|baseline| (baseline.name.as_str(), baseline.differences(&pcrs)))
+            .min_by_key(|(_, differences)| differences.len());
+        let compare = |check: Check, is_its: fn(u32) -> bool| match &nearest {
+            None => Some(Evaluation { check, detail: "there is no baseline".to_owned() }),
+            Some((name, differences)) => {
+                let which: Vec<String> = differences.iter().filter(|pcr| is_its(**pcr)).map(u32::to_string).collect();
+                let detail = || format!("PCR {} differs from the nearest baseline, '{name}'", which.join(", "));
+                (!which.is_empty()).then(|| Evaluation { check, detail: detail() })
+            }
+        };
+        let plain = |check: Check, passed: bool| (!passed).then(|| Evaluation { check, detail: String::new() });
+        self.checks
+            .iter()
+            .filter_map(|check| match check {
+                Check::SecureBoot => plain(*check, secure_boot_was_on(log)),
+                Check::NoDebugMode => plain(*check, !debug_mode(log)),
+                Check::SecureBootSettings => compare(*check, |pcr| pcr == SECURE_BOOT_PCR as u32),
+                Check::KnownGood => compare(*check, |pcr| pcr != SECURE_BOOT_PCR as u32),
+            })
+            .collect()
+    }
+}
+
+/// The first thing that firmware measures into PCR 7 is the variable SecureBoot. What it measured there can be
+/// told from what an operating system added later only by coming first, so nothing else is looked for: not a type,
+/// which the quote does not cover, and not a place after some other event.
+fn secure_boot_was_on(log: &EventLog) -> bool {
+    let first = log.events().iter().find(|event| event.pcr == SECURE_BOOT_PCR);
+    first.is_some_and(|event| event.digest == secure_boot_digest(1))
+}
+
+/// SHA-256 of UEFI_VARIABLE_DATA for SecureBoot with this value.
+fn secure_boot_digest(value: u8) -> Pcr {
+    let name = "SecureBoot";
+    let mut data = GLOBAL_VARIABLE.to_vec();
+    data.extend_from_slice(&(name.len() as u64).to_le_bytes());
+    data.extend_from_slice(&1_u64.to_le_bytes());
+    data.extend(name.encode_utf16().flat_map(u16::to_le_bytes));
+    data.push(value);
+    sha256(&data)
+}
+
+fn debug_mode(log: &EventLog) -> bool {
+    let marks = [sha256(DEBUG_MODE), sha256(&[DEBUG_MODE, &[0]].concat())];
+    log.events().iter().any(|event| event.pcr == SECURE_BOOT_PCR && marks.contains(&event.digest))
+}
+
+fn sha256(data: &[u8]) -> Pcr {
+    let mut value = [0; 32];
+    value.copy_from_slice(digest(&SHA256, data).as_ref());
+    value
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host_key::hex;
+
+    /// The value that PCR 7's first event has on every machine with Secure Boot on, as found in published logs.
+    #[test]
+    fn the_digest_of_secure_boot_is_the_published_one() {
+        let published = "ccfc4bb32888a345bc8aeadaba552b627d99348c767681ab3141f5b01e40a40e";
+        assert_eq!(hex(&secure_boot_digest(1)), published);
+        assert_ne!(hex(&secure_boot_digest(0)), published);
+    }
+
+    #[test]
+    fn checks_have_names_and_the_published_identifiers() {
+        for check in Check::ALL {
+            assert_eq!(Check::from_name(check.name()), Some(check));
+        }
+        assert_eq!(Check::from_name("other"), None);
+        assert_eq!(hex(&Check::SecureBoot.guid()), "e10e466aea626f41ae6c04e29634506d");
+    }
+}

@@ -1,0 +1,135 @@
+//! The names under which admins of guarded fabrics know the outcomes of attestation, and what to do about each.
+
+use attestation::messages::EvaluationLog;
+use attestation::tpm::Check;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+
+/// AttestationStatus.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Status {
+    /// The host has a health certificate.
+    Passed,
+    /// The host is not set up to ask this service.
+    NotConfigured,
+    /// The service does not know the host.
+    UnauthorizedHost,
+    /// The host was started in a way that the service's policy does not allow.
+    InsecureHostConfiguration,
+    /// The host's TPM, or what it says, cannot be used.
+    TpmError,
+    /// The firmware's log does not fit what the TPM measured.
+    TcgLogValidation,
+    /// Nobody could be asked, or the service could not decide. It may pass by itself.
+    TransientError,
+    /// The health certificate has run out.
+    Expired,
+    /// Refused for another reason.
+    AttestationFailed,
+}
+
+impl Status {
+    pub const ALL: [Status; 9] = [
+        Status::Passed,
+        Status::NotConfigured,
+        Status::UnauthorizedHost,
+        Status::InsecureHostConfiguration,
+        Status::TpmError,
+        Status::TcgLogValidation,
+        Status::TransientError,
+        Status::Expired,
+        Status::AttestationFailed,
+    ];
+
+    /// Stable.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Status::Passed => "Passed",
+            Status::NotConfigured => "NotConfigured",
+            Status::UnauthorizedHost => "UnauthorizedHost",
+            Status::InsecureHostConfiguration => "InsecureHostConfiguration",
+            Status::TpmError => "TpmError",
+            Status::TcgLogValidation => "TcgLogValidation",
+            Status::TransientError => "TransientError",
+            Status::Expired => "Expired",
+            Status::AttestationFailed => "AttestationFailed",
+        }
+    }
+
+    /// What to do about it, as one sentence.
+    #[must_use]
+    pub fn remedy(self) -> &'static str {
+        match self {
+            Status::Passed => "nothing to do",
+            Status::NotConfigured => "start the agent with the address and the CA of the service (--hgs, --hgs-ca)",
+            Status::UnauthorizedHost => {
+                "have the fabric admin run `drydock hgs add-host` with this host's key file or endorsement key"
+            }
+            Status::InsecureHostConfiguration => "see the sub-status: each names what to change on this host",
+            Status::TpmError => {
+                "check that the TPM is on, that tpm2-tools are installed, and that /dev/tpmrm0 can be opened"
+            }
+            Status::TcgLogValidation => {
+                "restart the host: something measured into the TPM after firmware's log ended, or the log was changed"
+            }
+            Status::TransientError => "try again; if it stays so, check the network and the service's log",
+            Status::Expired => "attest again; if that fails, check both clocks",
+            Status::AttestationFailed => "use the same version of drydock on this host and on the service",
+        }
+    }
+}
+
+/// AttestationSubStatus: which check of a measured boot failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SubStatus {
+    SecureBoot,
+    DebugMode,
+    SecureBootSettings,
+    /// Firmware or boot loader.
+    KnownGood,
+    /// A check that only the service knows.
+    Other,
+}
+
+impl SubStatus {
+    /// What a service's reason means (MS-HGSA 2.2.2.13).
+    pub(super) fn of(reason: &EvaluationLog) -> Self {
+        let guid = STANDARD.decode(&reason.reason).unwrap_or_default();
+        match Check::ALL.into_iter().find(|check| check.guid().as_slice() == guid) {
+            Some(Check::SecureBoot) => SubStatus::SecureBoot,
+            Some(Check::NoDebugMode) => SubStatus::DebugMode,
+            Some(Check::SecureBootSettings) => SubStatus::SecureBootSettings,
+            Some(Check::KnownGood) => SubStatus::KnownGood,
+            None => SubStatus::Other,
+        }
+    }
+
+    /// Stable.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            SubStatus::SecureBoot => "SecureBoot",
+            SubStatus::DebugMode => "DebugMode",
+            SubStatus::SecureBootSettings => "SecureBootSettings",
+            SubStatus::KnownGood => "KnownGood",
+            SubStatus::Other => "Other",
+        }
+    }
+
+    /// What to do about it, as one sentence.
+    #[must_use]
+    pub fn remedy(self) -> &'static str {
+        match self {
+            SubStatus::SecureBoot => "turn Secure Boot on in the firmware's setup and restart the host",
+            SubStatus::DebugMode => "turn firmware debugging off in the firmware's setup and restart the host",
+            SubStatus::SecureBootSettings => {
+                "enroll the fabric's Secure Boot keys, or have the fabric admin add a baseline with these: `drydock hgs add-baseline`"
+            }
+            SubStatus::KnownGood => {
+                "if firmware or boot loader were updated on purpose, have the fabric admin run `drydock hgs add-baseline`; if not, reinstall the host"
+            }
+            SubStatus::Other => "ask the fabric admin, who finds the reason with `drydock hgs audit`",
+        }
+    }
+}
