@@ -167,6 +167,15 @@ impl Service {
         Ok(())
     }
 
+    /// Ctrl-C.
+    pub fn interrupt(mut self) -> Result<()> {
+        if let Some(pid) = i32::try_from(self.child.id()).ok().and_then(rustix::process::Pid::from_raw) {
+            rustix::process::kill_process_group(pid, rustix::process::Signal::INT)?;
+        }
+        self.child.wait()?;
+        Ok(())
+    }
+
     /// Asks it to end and waits.
     pub fn terminate(mut self, deadline: Duration) -> Result<()> {
         if let Some(pid) = i32::try_from(self.child.id()).ok().and_then(rustix::process::Pid::from_raw) {

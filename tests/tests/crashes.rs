@@ -1,7 +1,11 @@
 //! The agent is killed before and after every step of an export and of a reinstatement. Each time the same command,
 //! run again, completes; and each time `abort` gives the VM back as it was. The points are the journal's own.
 
+use std::io::Read;
+use std::time::{Duration, Instant};
+
 use anyhow::{Context, Result, ensure};
+use drydock_tests::process::Service;
 use drydock_tests::tenant::{Plan, hand_back};
 use drydock_tests::world::World;
 use recovery::Step;
@@ -64,6 +68,43 @@ fn an_export_survives_its_agent() -> Result<()> {
     }
     world.admin(&["vm", "start", "dvm"])?.ok()?;
     world.admin(&["vm", "stop", "dvm", "--force"])?.ok()?;
+    world.close()
+}
+
+/// Ctrl-C in the middle of the copy: the work stops, nothing half-made is left, and the same command goes on.
+#[test]
+fn an_export_can_be_stopped_and_gone_on_with() -> Result<()> {
+    let world = World::new()?;
+    let disk = world.fabric("large.raw");
+    let mut random = std::fs::File::open("/dev/urandom")?.take(1 << 30);
+    std::io::copy(&mut random, &mut std::fs::File::create(&disk)?)?;
+    world.create_vm("dvm", &disk, &["--memory", "256"])?;
+    std::fs::remove_file(&disk)?;
+    world.create_blank("vmre", &["--memory", "1024", "--nested"])?;
+    let before = world.fingerprint("vms/dvm")?;
+
+    let (client, _) =
+        Service::start("the export", &mut world.admin_command(&EXPORT)?, "copying dvm", Duration::from_secs(60))?;
+    client.interrupt()?;
+    // The agent lets go of the VM once it has noticed and cleaned up.
+    let end = Instant::now() + Duration::from_secs(60);
+    while world.admin_json(&["vm", "show", "dvm"])?["state"] == "busy" {
+        ensure!(Instant::now() < end, "the agent goes on without its client");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let status = world.admin_json(&["recovery", "status", "dvm"])?;
+    let id = status[0]["recovery_id"].as_str().context("no recovery")?;
+    ensure!(!status.to_string().contains("rg-disk-made"), "a gigabyte was copied before Ctrl-C came: {status}");
+    let left: Vec<_> = std::fs::read_dir(world.store().join("recoveries").join(id))?
+        .map(|entry| entry.map(|entry| entry.file_name()))
+        .collect::<std::io::Result<_>>()?;
+    ensure!(left == ["journal.json"], "left behind: {left:?}");
+    let sentence = status[0]["sentence"].as_str().unwrap_or_default();
+    ensure!(sentence.contains("not complete; run"), "the status does not say how to go on: {sentence}");
+
+    world.admin(&EXPORT)?.ok().context("the same command again")?;
+    world.admin(&ABORT)?.ok()?;
+    unchanged(&world, &before, "Ctrl-C")?;
     world.close()
 }
 

@@ -16,9 +16,6 @@ pub struct ImageInfo {
     #[serde(rename = "virtual-size")]
     pub virtual_size: u64,
     pub format: String,
-    /// Bytes the file occupies.
-    #[serde(rename = "actual-size", default)]
-    pub actual_size: u64,
     #[serde(rename = "backing-filename")]
     backing: Option<String>,
     #[serde(rename = "format-specific", default)]
