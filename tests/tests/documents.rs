@@ -129,6 +129,9 @@ fn a_grant_answers_a_good_request_only() -> Result<()> {
         &garage.request(&request(&foreign, &guardian)?, &guardian)?,
     );
 
+    let mut elsewhere = request(&protector, &guardian)?;
+    elsewhere.vm_name = "../../../tmp/dvm".into();
+    refuse("a VM's name that is a path", BAD_INPUT, "'vm_name'", &garage.request(&elsewhere, &guardian)?);
     // The fabric makes a request of its own: it has a guardian, the protector, and everything but the garage's key.
     let forger = Garage::new()?;
     let asked = request(&protector, &guardian)?;

@@ -60,6 +60,10 @@ fn tell(recovery: &mut Recovery) -> Result<()> {
         garage("recovery import"),
     );
     vmre.ok("mv /root/garage-key /var/lib/drydock/", SHORT)?;
+    // A VM of the same name, which is the tenant's own.
+    vmre.ok("mkdir -m 700 /var/lib/drydock/vms/dvm && echo {} > /var/lib/drydock/vms/dvm/vm.json", SHORT)?;
+    denials.expect("an import over another VM", WRONG_STATE, "already", garage("recovery import"));
+    vmre.ok("test -s /var/lib/drydock/vms/dvm/vm.json && rm -r /var/lib/drydock/vms/dvm", SHORT)?;
     // A garage without its vTPM emulator.
     vmre.ok("apt-get remove -y -q swtpm > /dev/null", SHORT)?;
     denials.expect("an import without swtpm", MISSING_TOOL, "swtpm", garage("recovery import"));

@@ -27,7 +27,7 @@ impl Output {
         } else {
             let text = people();
             if !text.is_empty() {
-                println!("{}", text.trim_end());
+                println!("{}", printable(text.trim_end()));
             }
         }
     }
@@ -35,7 +35,7 @@ impl Output {
     /// A remark on the way.
     pub(crate) fn note(&self, text: &str) {
         if !self.json && !self.quiet {
-            eprintln!("{text}");
+            eprintln!("{}", printable(text));
         }
     }
 
@@ -53,7 +53,7 @@ impl Output {
             if let Some((_, old)) = bar.take() {
                 old.finish_and_clear();
             }
-            eprintln!("  {}", progress.message);
+            eprintln!("  {}", printable(&progress.message));
             if progress.total > 0 && std::io::stderr().is_terminal() {
                 let new = ProgressBar::new(progress.total).with_style(style());
                 *bar = Some((progress.step.clone(), new));
@@ -78,17 +78,32 @@ impl Output {
             println!("{}", json!({ "error": error, "exit_code": error.kind.exit_code() }));
             return;
         }
-        eprintln!("error: {}", error.message);
+        eprintln!("error: {}", printable(&error.message));
         for cause in &error.causes {
-            eprintln!("  because: {cause}");
+            eprintln!("  because: {}", printable(cause));
         }
         if let Some(remedy) = &error.remedy {
-            eprintln!("  next: {remedy}");
+            eprintln!("  next: {}", printable(remedy));
         }
     }
+}
+
+/// What is printed may quote a file or a certificate that somebody else wrote: nothing in it steers the terminal.
+fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() && !matches!(c, '\n' | '\t') { '\u{fffd}' } else { c }).collect()
 }
 
 fn style() -> ProgressStyle {
     ProgressStyle::with_template("  {bar:30} {bytes}/{total_bytes}  {bytes_per_sec}  {eta} left")
         .unwrap_or_else(|_| ProgressStyle::default_bar())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::printable;
+
+    #[test]
+    fn nothing_printed_steers_the_terminal() {
+        assert_eq!(printable("a\tb\nc \u{1b}[2J\u{9b}1m\r\u{7f}"), "a\tb\nc \u{fffd}[2J\u{fffd}1m\u{fffd}\u{fffd}");
+    }
 }

@@ -162,6 +162,10 @@ pub fn read_request(what: &str, file: &[u8], garages: &[KnownGarage], now: Offse
         );
     }
     let (request, signer): (RecoveryRequest, _) = open(REQUEST, what, file.request.as_bytes())?;
+    // It becomes part of a file's name on the tenant host.
+    host::store::check_name(&request.vm_name)
+        .context(Kind::BadInput, || format!("{what}: field 'vm_name' is not a VM's name"))
+        .or_next(again)?;
     let guardian = GuardianPublic::parse(request.guardian.as_bytes())
         .context(Kind::BadInput, || format!("{what}: field 'guardian' is not a guardian"))?;
     if guardian.signing().fingerprint() != signer.fingerprint() {

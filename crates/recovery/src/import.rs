@@ -84,6 +84,11 @@ async fn import(agent: &Agent, guardians: &LocalGuardians, options: &Options, ev
             return Err(Error::new(Kind::WrongState, format!("{name} is in another recovery here ({})", journal.id()))
                 .remedy(format!("drydock recovery abort {name}")));
         }
+        // The name comes from the RG disk: it must not be able to push out a VM that is here already.
+        None if lock.dir().exists() => {
+            return Err(Error::new(Kind::WrongState, format!("there is a VM named '{name}' in this garage already"))
+                .remedy("that one is not touched; import into another garage, or move it away first"));
+        }
         None => Journal::begin(agent.store(), Side::Garage, outbound.recovery_id, &name, None)?,
     };
     if journal.done(Step::PolicyLowered) {
