@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 export DRYDOCK_BIN = $(CURDIR)/target/debug/drydock
 
-.PHONY: demo test build images bootstrap lint unit e2e
+.PHONY: demo test build images bootstrap lint unit e2e bench-hgs
 
 demo: build images
 	cargo build --quiet --package drydock-tests
@@ -30,3 +30,7 @@ unit: build
 
 e2e: build images
 	cargo test --package drydock-tests --locked -- --nocapture --test-threads 1
+
+# What the Host Guardian Service does in a second, beside openssl's private-key operations in the same run.
+bench-hgs: bootstrap
+	cargo bench --locked --package hgs --bench hgs -- 10 $(CURDIR)/target/bench/hgs.json
