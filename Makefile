@@ -9,7 +9,7 @@ ifneq ($(ROOT),)
 export CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER = $(ROOT)
 endif
 
-.PHONY: demo test build images bootstrap lint unit e2e
+.PHONY: demo test build images bootstrap lint unit e2e bench-hgs
 
 demo: build images
 	$(ROOT) target/debug/drydock-demo
@@ -36,3 +36,7 @@ unit: build
 
 e2e: build images
 	cargo test --package drydock-tests --locked -- --nocapture --test-threads 1
+
+# What the Host Guardian Service does in a second, beside openssl's private-key operations in the same run.
+bench-hgs: bootstrap
+	cargo bench --locked --package hgs --bench hgs -- 10 $(CURDIR)/target/bench/hgs.json

@@ -5,7 +5,8 @@
 
 use attestation::messages::{AttestationRequest, Tuple};
 use attestation::tpm::{
-    AkPublic, Blob, Check, Context, EkPublic, EventLog, LogError, MAX_LOG, Policy, Quote, QuoteError, TpmClaim,
+    AkPublic, Baseline, Blob, Check, Context, EkPublic, EventLog, LogError, MAX_LOG, Policy, Quote, QuoteError,
+    TpmClaim,
 };
 use attestation::{Claim, HealthCa, HostIdentity, HostKind, HostPublicKey, IdentityPublic};
 use aws_lc_rs::digest::{SHA256, digest};
@@ -280,4 +281,32 @@ fn a_quote_is_over_the_pcrs_that_were_asked_for() {
     let zeros = digest(&SHA256, &[0; 32 * 11]);
     let good = attest(&[9; 32], zeros.as_ref());
     assert!(Quote::verify(&good, &sign(&pair, &good), &ak, &[9; 32]).unwrap().is_over(&[[0; 32]; 24]));
+}
+
+#[test]
+fn one_baseline_must_fit_in_all_that_is_compared() {
+    let machine =
+        |firmware: &str, keys: &str| EventLog::parse(&log(&[(0, 8, firmware.into()), (7, 8, keys.into())])).unwrap();
+    let baseline = |name: &str, log: &EventLog, pcrs: &[u32]| Baseline::of_log(name, log, pcrs).unwrap();
+    let failing = |checks: &[Check], baselines: &[Baseline], log: &EventLog| -> Vec<Check> {
+        let policy = Policy { checks: checks.to_vec(), baselines: baselines.to_vec() };
+        policy.evaluate(log).iter().map(|evaluation| evaluation.check).collect()
+    };
+    let both = [Check::SecureBootSettings, Check::KnownGood];
+    let (old, new) = (machine("old", "old"), machine("new", "new"));
+    let known = [baseline("old", &old, &[0, 7]), baseline("new", &new, &[0, 7])];
+    assert!(failing(&both, &known, &old).is_empty());
+    assert!(failing(&both, &known, &new).is_empty());
+    // Half of one and half of the other is neither.
+    let mixed = machine("old", "new");
+    assert_eq!(failing(&both, &known, &mixed).len(), 1);
+    // What is not compared does not count against a baseline.
+    assert!(failing(&[Check::KnownGood], &known, &mixed).is_empty());
+    assert!(failing(&[Check::SecureBootSettings], &known, &mixed).is_empty());
+    assert!(failing(&[Check::KnownGood], &known, &machine("new", "old")).is_empty());
+    // A baseline that says nothing about a check's PCRs passes nobody.
+    assert_eq!(failing(&both, &[baseline("keys", &old, &[7])], &old), [Check::KnownGood]);
+    assert_eq!(failing(&both, &[baseline("firmware", &old, &[0])], &old), [Check::SecureBootSettings]);
+    assert_eq!(failing(&both, &[], &old), both);
+    assert!(failing(&[], &[], &old).is_empty());
 }

@@ -405,6 +405,25 @@ pub(crate) enum Hgs {
         #[command(flatten)]
         dir: HgsDir,
     },
+    /// Make a new fabric guardian, the primary one when the service is started next. Old ones go on opening what was
+    /// granted to them until they are retired.
+    Rotate {
+        #[command(flatten)]
+        dir: HgsDir,
+        /// Its lifetime.
+        #[arg(long, default_value_t = 5 * 365)]
+        days: u16,
+    },
+    /// Destroy the key of an old guardian; refused while protectors in use depend on it.
+    Retire {
+        /// Fingerprint of its signing certificate (`drydock hgs status`).
+        fingerprint: String,
+        /// Also when the VMs of these protectors can then no longer be started.
+        #[arg(long)]
+        force: bool,
+        #[command(flatten)]
+        dir: HgsDir,
+    },
     /// Take a boot for known good: the event log of a host that is believed
     /// (/sys/kernel/security/tpm0/binary_bios_measurements).
     AddBaseline {

@@ -52,6 +52,27 @@ pub(crate) fn run(command: Hgs, out: &Output) -> Result<()> {
                 });
                 Ok(())
             }
+            Hgs::Rotate { dir, days } => {
+                let lifetime = time::Duration::days(days.into());
+                let guardian = open(&dir).await?.rotate_guardian(lifetime).await.map_err(lift)?;
+                out.result(&json!({ "guardian": view(&guardian) }), || {
+                    format!(
+                        "new fabric guardian '{}'\n  signing certificate {}\n\
+                         Next: start the service again, give tenants `drydock hgs guardian`, and have them grant it;\n      \
+                         `drydock hgs status` lists what still depends on the old one, `drydock hgs retire` ends it.",
+                        guardian.name(),
+                        guardian.signing().fingerprint(),
+                    )
+                });
+                Ok(())
+            }
+            Hgs::Retire { fingerprint, force, dir } => {
+                open(&dir).await?.retire_guardian(&fingerprint, force).await.map_err(lift)?;
+                out.result(&json!({ "retired": fingerprint }), || {
+                    format!("the guardian {fingerprint} is gone; start the service again")
+                });
+                Ok(())
+            }
             Hgs::RemoveBaseline { name, dir } => {
                 open(&dir).await?.remove_baseline(&name).await.map_err(lift)?;
                 out.result(&json!({ "removed": name }), || format!("boots as in '{name}' are not known good any more"));
@@ -154,7 +175,16 @@ async fn status(service: &Service, out: &Output) -> Result<()> {
     let checks: Vec<_> = policy.checks.iter().map(|check| check.name()).collect();
     let baselines: Vec<_> =
         policy.baselines.iter().map(|b| json!({ "name": b.name, "pcrs": b.pcrs.keys().collect::<Vec<_>>() })).collect();
+    let primary = guardian.signing().fingerprint();
+    let old: Vec<_> = service.guardians().into_iter().skip(1).collect();
+    let in_use = service.in_use().await.map_err(lift)?;
+    let dependents: Vec<_> = in_use.iter().filter(|protector| protector.guardian != primary).collect();
+    let depending: Vec<_> = dependents
+        .iter()
+        .map(|p| json!({ "protector": p.digest, "guardian": p.guardian, "owner": p.owner, "host": p.host, "at": rfc3339(p.at) }))
+        .collect();
     let value = json!({
+        "old_guardians": old.iter().map(view).collect::<Vec<_>>(), "dependents": depending,
         "guardian": view(&guardian), "hosts": rows, "ca": service.ca_file(), "mode": mode.name(),
         "checks": checks, "baselines": baselines,
     });
@@ -165,6 +195,19 @@ async fn status(service: &Service, out: &Output) -> Result<()> {
             rfc3339(guardian.not_after()),
             guardian.signing().fingerprint(),
         );
+        for guardian in &old {
+            let fingerprint = guardian.signing().fingerprint();
+            text += &format!("old guardian, signing certificate {fingerprint}\n");
+            for protector in dependents.iter().filter(|protector| protector.guardian == fingerprint) {
+                text += &format!(
+                    "  needed by a VM on {}, owner {}, protector {}, since {}\n",
+                    protector.host,
+                    crate::vm::short(&protector.owner),
+                    crate::vm::short(&protector.digest),
+                    rfc3339(protector.at)
+                );
+            }
+        }
         for host in &hosts {
             text += &format!(
                 "host {:<20} {}  since {}\n",
@@ -219,8 +262,13 @@ fn lift(error: HgsError) -> Error {
         | HgsError::HostExists { .. }
         | HgsError::KeyExists { .. }
         | HgsError::BaselineExists { .. }
+        | HgsError::PrimaryGuardian
+        | HgsError::GuardianInUse { .. }
         | HgsError::OtherMode { .. } => Kind::WrongState,
-        HgsError::NotThere { .. } | HgsError::NoSuchHost { .. } | HgsError::NoSuchBaseline { .. } => Kind::NotFound,
+        HgsError::NotThere { .. }
+        | HgsError::NoSuchHost { .. }
+        | HgsError::NoSuchBaseline { .. }
+        | HgsError::NoSuchGuardian { .. } => Kind::NotFound,
         HgsError::Exposed { .. }
         | HgsError::PlainHttpExposed { .. }
         | HgsError::AuditBroken { .. }

@@ -14,7 +14,7 @@ use crate::challenge::Challenges;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::keys::{self, Keys};
-use crate::store::{HostEntry, Store};
+use crate::store::{HostEntry, InUse, Store};
 use crate::throttle::{Decision, Throttle};
 
 /// How long a host that passed may ask for keys: MS-HGSA leaves it open, eight hours is what Windows does.
@@ -198,7 +198,50 @@ impl Hgs {
     /// The fabric guardian that tenants grant their protectors to.
     #[must_use]
     pub fn guardian(&self) -> GuardianPublic {
-        self.keys.guardian.public().clone()
+        self.keys.primary().public().clone()
+    }
+
+    /// All guardians that the service opens protectors with, the primary one first.
+    #[must_use]
+    pub fn guardians(&self) -> Vec<GuardianPublic> {
+        self.keys.guardians.iter().map(|guardian| guardian.public().clone()).collect()
+    }
+
+    /// Makes a new guardian, which is the primary one when the service is started next. The old ones go on opening
+    /// the protectors that are not granted to the new one.
+    ///
+    /// # Errors
+    /// `Guardian`, `Io`, `Store`.
+    pub async fn rotate_guardian(&self, lifetime: Duration) -> Result<GuardianPublic> {
+        let (dir, now) = (self.dir.clone(), self.now());
+        let guardian = blocking(move || Keys::rotate(&dir, now, lifetime)).await?;
+        let why = format!("guardian '{}', signing certificate {}", guardian.name(), guardian.signing().fingerprint());
+        self.record(Event::GuardianAdded, Record { why, ..Record::default() }).await?;
+        Ok(guardian)
+    }
+
+    /// Destroys the key of a guardian that is not the primary one, from the next start on. What only it can open,
+    /// this service opens never again.
+    ///
+    /// # Errors
+    /// `NoSuchGuardian`, `PrimaryGuardian`, `GuardianInUse` (unless forced), `Io`, `Store`.
+    pub async fn retire_guardian(&self, fingerprint: &str, force: bool) -> Result<()> {
+        let count = self.in_use().await?.iter().filter(|protector| protector.guardian == fingerprint).count();
+        if count > 0 && !force {
+            return Err(Error::GuardianInUse { count });
+        }
+        let (dir, which) = (self.dir.clone(), fingerprint.to_owned());
+        blocking(move || Keys::retire(&dir, &which)).await?;
+        let why = format!("signing certificate {fingerprint}, {count} protectors depended on it");
+        self.record(Event::GuardianRetired, Record { why, ..Record::default() }).await
+    }
+
+    /// The newest protector of each VM that this service rolled, and the guardian it depends on.
+    ///
+    /// # Errors
+    /// `Store`.
+    pub async fn in_use(&self) -> Result<Vec<InUse>> {
+        self.store.in_use().await
     }
 
     /// Where the certificate is that guarded hosts check the service by.

@@ -20,6 +20,8 @@ pub enum Event {
     KeyReleased,
     KeyRefused,
     PolicyChanged,
+    GuardianAdded,
+    GuardianRetired,
 }
 
 impl Event {
@@ -34,6 +36,8 @@ impl Event {
             Event::KeyReleased => "key-released",
             Event::KeyRefused => "key-refused",
             Event::PolicyChanged => "policy-changed",
+            Event::GuardianAdded => "guardian-added",
+            Event::GuardianRetired => "guardian-retired",
         }
     }
 }

@@ -56,6 +56,12 @@ pub enum Error {
     HostExists { name: String },
     #[error("that key is registered already, as '{name}'")]
     KeyExists { name: String },
+    #[error("no guardian of this service has a signing certificate with the fingerprint {fingerprint}")]
+    NoSuchGuardian { fingerprint: String },
+    #[error("that is the primary guardian; make another one first: `drydock hgs rotate`")]
+    PrimaryGuardian,
+    #[error("{count} protectors in use still depend on that guardian; `drydock hgs status` lists them")]
+    GuardianInUse { count: usize },
     #[error("no host '{name}' is registered")]
     NoSuchHost { name: String },
     #[error("the audit log was changed: row {seq} does not follow from the one before it")]

@@ -49,6 +49,21 @@ pub(crate) fn write_new(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
         .map_err(Error::io("write", path))
 }
 
+/// Puts a file in another's place: whoever opens it finds the old one or the new one, also after a crash.
+pub(crate) fn replace(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(format!(".new-{}", uuid::Uuid::new_v4().simple()));
+    let temporary = path.with_file_name(name);
+    write_new(&temporary, bytes, mode)?;
+    fs::rename(&temporary, path).map_err(Error::io("replace", path))?;
+    sync_dir(path.parent().unwrap_or(Path::new(".")))
+}
+
+pub(crate) fn remove(path: &Path) -> Result<()> {
+    fs::remove_file(path).map_err(Error::io("remove", path))?;
+    sync_dir(path.parent().unwrap_or(Path::new(".")))
+}
+
 /// Reads a secret, and refuses one that others could have read.
 pub(crate) fn read_secret(path: &Path) -> Result<Zeroizing<String>> {
     let file = File::open(path).map_err(Error::io("read", path))?;

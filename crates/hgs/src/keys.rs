@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use attestation::{HealthCa, HostKind};
-use key_protector::{Guardian, KeyKind, Role};
+use key_protector::{Guardian, GuardianPublic, KeyKind, Role};
 use serde::{Deserialize, Serialize};
 use time::{Duration, OffsetDateTime};
 
@@ -26,7 +26,8 @@ const PUBLIC: u32 = 0o644;
 const BACKDATE: Duration = Duration::minutes(5);
 
 pub(crate) struct Keys {
-    pub(crate) guardian: Guardian,
+    /// The primary one first; the others only open protectors that are not granted to it yet.
+    pub(crate) guardians: Vec<Guardian>,
     pub(crate) attestation_ca: HealthCa,
     pub(crate) tls_ca: TlsCa,
     pub(crate) settings: Settings,
@@ -42,6 +43,13 @@ pub(crate) struct Settings {
     /// [`HostKind::name`]: how hosts attest.
     #[serde(default = "host_key_mode")]
     mode: String,
+    /// Files of the guardians, the primary one's first.
+    #[serde(default = "first_guardian")]
+    guardians: Vec<String>,
+}
+
+fn first_guardian() -> Vec<String> {
+    vec![GUARDIAN.to_owned()]
 }
 
 fn host_key_mode() -> String {
@@ -58,10 +66,10 @@ impl Keys {
         lifetime: Duration,
     ) -> Result<Self> {
         let keys = Keys {
-            guardian: Guardian::generate(name, Role::Fabric, KeyKind::Rsa3072, now - BACKDATE, now + lifetime)?,
+            guardians: vec![new_guardian(name, now, lifetime)?],
             attestation_ca: HealthCa::generate(name, now, lifetime)?,
             tls_ca: TlsCa::generate(name, now - BACKDATE, now + lifetime)?,
-            settings: Settings { version: 1, server_names, mode: mode.name().to_owned() },
+            settings: Settings { version: 1, server_names, mode: mode.name().to_owned(), guardians: first_guardian() },
             mode,
         };
         // A name that no certificate can carry is found out now, not at the first start.
@@ -70,13 +78,47 @@ impl Keys {
     }
 
     pub(crate) fn save(&self, dir: &Path) -> Result<()> {
-        files::write_new(&dir.join(GUARDIAN), self.guardian.to_pem().as_bytes(), SECRET)?;
+        files::write_new(&dir.join(GUARDIAN), self.primary().to_pem().as_bytes(), SECRET)?;
         files::write_new(&dir.join(ATTESTATION_CA), self.attestation_ca.to_pem().as_bytes(), SECRET)?;
         files::write_new(&dir.join(TLS_CA), self.tls_ca.to_pem().as_bytes(), SECRET)?;
         files::write_new(&dir.join(PUBLIC_CA), self.tls_ca.certificate_pem().as_bytes(), PUBLIC)?;
-        let path = dir.join(SETTINGS);
-        let settings = serde_json::to_vec_pretty(&self.settings).map_err(|_| Error::Damaged { path: path.clone() })?;
-        files::write_new(&path, &settings, PUBLIC)
+        files::write_new(&dir.join(SETTINGS), &self.settings.write(dir)?, PUBLIC)
+    }
+
+    /// The guardian that tenants grant to, and that egress protectors are for.
+    pub(crate) fn primary(&self) -> &Guardian {
+        // generate() makes one and load() refuses a service without.
+        &self.guardians[0]
+    }
+
+    /// Makes a guardian in `dir` that is the primary one at the next start. Its key is on the disk before the
+    /// settings name it: a crash in between leaves a file that nothing refers to.
+    pub(crate) fn rotate(dir: &Path, now: OffsetDateTime, lifetime: Duration) -> Result<GuardianPublic> {
+        let mut keys = Keys::load(dir)?;
+        let guardian = new_guardian(keys.primary().public().name(), now, lifetime)?;
+        let public = guardian.public().clone();
+        let file = format!("guardian-{}.pem", &public.signing().fingerprint()[..16]);
+        files::write_new(&dir.join(&file), guardian.to_pem().as_bytes(), SECRET)?;
+        keys.settings.guardians.insert(0, file);
+        files::replace(&dir.join(SETTINGS), &keys.settings.write(dir)?, PUBLIC)?;
+        Ok(public)
+    }
+
+    /// Takes a guardian that is not the primary one out, and destroys its key. `fingerprint` is that of its signing
+    /// certificate.
+    pub(crate) fn retire(dir: &Path, fingerprint: &str) -> Result<()> {
+        let mut keys = Keys::load(dir)?;
+        let mut guardians = keys.guardians.iter();
+        let place = guardians.position(|guardian| guardian.public().signing().fingerprint() == fingerprint);
+        match place {
+            None => Err(Error::NoSuchGuardian { fingerprint: fingerprint.chars().take(64).collect() }),
+            Some(0) => Err(Error::PrimaryGuardian),
+            Some(place) => {
+                let file = keys.settings.guardians.remove(place);
+                files::replace(&dir.join(SETTINGS), &keys.settings.write(dir)?, PUBLIC)?;
+                files::remove(&dir.join(file))
+            }
+        }
     }
 
     pub(crate) fn load(dir: &Path) -> Result<Self> {
@@ -88,12 +130,30 @@ impl Keys {
             serde_json::from_slice(&files::read(&path)?).map_err(|_| Error::Damaged { path: path.clone() })?;
         let mode = HostKind::from_name(&settings.mode);
         let (1, Some(mode)) = (settings.version, mode) else { return Err(Error::Damaged { path }) };
+        if settings.guardians.is_empty() || settings.guardians.iter().any(|file| file.contains('/')) {
+            return Err(Error::Damaged { path });
+        }
+        let guardians = settings
+            .guardians
+            .iter()
+            .map(|file| Ok(Guardian::from_pem(&files::read_secret(&dir.join(file))?)?))
+            .collect::<Result<Vec<_>>>()?;
         Ok(Keys {
-            guardian: Guardian::from_pem(&files::read_secret(&dir.join(GUARDIAN))?)?,
+            guardians,
             attestation_ca: HealthCa::from_pem(&files::read_secret(&dir.join(ATTESTATION_CA))?)?,
             tls_ca: TlsCa::from_pem(&files::read_secret(&dir.join(TLS_CA))?)?,
             settings,
             mode,
         })
     }
+}
+
+impl Settings {
+    fn write(&self, dir: &Path) -> Result<Vec<u8>> {
+        serde_json::to_vec_pretty(self).map_err(|_| Error::Damaged { path: dir.join(SETTINGS) })
+    }
+}
+
+fn new_guardian(name: &str, now: OffsetDateTime, lifetime: Duration) -> Result<Guardian> {
+    Ok(Guardian::generate(name, Role::Fabric, KeyKind::Rsa3072, now - BACKDATE, now + lifetime)?)
 }

@@ -39,4 +39,4 @@ pub use attestation::tpm::Check;
 pub use admin::{Hgs, InitOptions};
 pub use audit::{Entry, Event};
 pub use error::{Error, Result};
-pub use store::HostEntry;
+pub use store::{HostEntry, InUse};

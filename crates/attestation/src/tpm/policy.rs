@@ -45,6 +45,20 @@ impl Check {
         Check::ALL.into_iter().find(|check| check.name() == name)
     }
 
+    /// Whether it compares with baselines.
+    fn is_comparison(self) -> bool {
+        matches!(self, Check::SecureBootSettings | Check::KnownGood)
+    }
+
+    /// Whether it compares this PCR.
+    fn compares(self, pcr: u32) -> bool {
+        match self {
+            Check::SecureBootSettings => pcr == SECURE_BOOT_PCR as u32,
+            Check::KnownGood => pcr != SECURE_BOOT_PCR as u32,
+            Check::SecureBoot | Check::NoDebugMode => false,
+        }
+    }
+
     /// The GUID of MS-HGSA 2.2.2.13, in the byte order of a Windows GUID structure.
     #[must_use]
     pub fn guid(self) -> [u8; 16] {
@@ -96,10 +110,32 @@ impl Baseline {
         Some(Baseline { name: name.to_owned(), pcrs })
     }
 
-    /// The numbers of the PCRs that differ.
-    fn differences(&self, pcrs: &[Pcr; 24]) -> Vec<u32> {
+    /// Why a comparing check fails with this baseline; `None` when it passes. A baseline that says nothing about
+    /// the check's PCRs passes nobody.
+    fn failure(&self, check: Check, pcrs: &[Pcr; 24]) -> Option<Mismatch> {
+        let mut its = self.pcrs.iter().filter(|(pcr, _)| check.compares(**pcr)).peekable();
+        if its.peek().is_none() {
+            return Some(Mismatch { check, pcrs: Vec::new() });
+        }
         let differs = |(pcr, value): &(&u32, &Pcr)| pcrs.get(**pcr as usize) != Some(*value);
-        self.pcrs.iter().filter(differs).map(|(pcr, _)| *pcr).collect()
+        let differing: Vec<u32> = its.filter(differs).map(|(pcr, _)| *pcr).collect();
+        (!differing.is_empty()).then_some(Mismatch { check, pcrs: differing })
+    }
+}
+
+/// A comparing check that fails with one baseline; no PCRs when the baseline has none of the check's.
+struct Mismatch {
+    check: Check,
+    pcrs: Vec<u32>,
+}
+
+impl Mismatch {
+    fn describe(&self, baseline: &str) -> String {
+        if self.pcrs.is_empty() {
+            return format!("the nearest baseline, '{baseline}', has none of these PCRs");
+        }
+        let which: Vec<String> = self.pcrs.iter().map(u32::to_string).collect();
+        format!("PCR {} differs from the nearest baseline, '{baseline}'", which.join(", "))
     }
 }
 
@@ -123,28 +159,34 @@ impl Policy {
     #[must_use]
     pub fn evaluate(&self, log: &EventLog) -> Vec<Evaluation> {
         let pcrs = log.replay();
-        // The baseline that fits best is the one whose differences help.
+        let comparing: Vec<Check> = self.checks.iter().copied().filter(|check| check.is_comparison()).collect();
+        // One baseline has to fit in all that is compared; of those that do not, the nearest one helps most.
         let nearest = self
             .baselines
             .iter()
-            .map(|baseline| (baseline.name.as_str(), baseline.differences(&pcrs)))
-            .min_by_key(|(_, differences)| differences.len());
-        let compare = |check: Check, is_its: fn(u32) -> bool| match &nearest {
-            None => Some(Evaluation { check, detail: "there is no baseline".to_owned() }),
-            Some((name, differences)) => {
-                let which: Vec<String> = differences.iter().filter(|pcr| is_its(**pcr)).map(u32::to_string).collect();
-                let detail = || format!("PCR {} differs from the nearest baseline, '{name}'", which.join(", "));
-                (!which.is_empty()).then(|| Evaluation { check, detail: detail() })
+            .map(|baseline| {
+                let failures: Vec<Mismatch> =
+                    comparing.iter().filter_map(|check| baseline.failure(*check, &pcrs)).collect();
+                (baseline.name.as_str(), failures)
+            })
+            .min_by_key(|(_, failures)| {
+                (failures.len(), failures.iter().map(|failure| failure.pcrs.len()).sum::<usize>())
+            });
+        let compare = |check: Check| match &nearest {
+            None => Some("there is no baseline".to_owned()),
+            Some((name, failures)) => {
+                failures.iter().find(|failure| failure.check == check).map(|failure| failure.describe(name))
             }
         };
-        let plain = |check: Check, passed: bool| (!passed).then(|| Evaluation { check, detail: String::new() });
         self.checks
             .iter()
-            .filter_map(|check| match check {
-                Check::SecureBoot => plain(*check, secure_boot_was_on(log)),
-                Check::NoDebugMode => plain(*check, !debug_mode(log)),
-                Check::SecureBootSettings => compare(*check, |pcr| pcr == SECURE_BOOT_PCR as u32),
-                Check::KnownGood => compare(*check, |pcr| pcr != SECURE_BOOT_PCR as u32),
+            .filter_map(|check| {
+                let detail = match check {
+                    Check::SecureBoot => (!secure_boot_was_on(log)).then(String::new),
+                    Check::NoDebugMode => debug_mode(log).then(String::new),
+                    Check::SecureBootSettings | Check::KnownGood => compare(*check),
+                };
+                detail.map(|detail| Evaluation { check: *check, detail })
             })
             .collect()
     }

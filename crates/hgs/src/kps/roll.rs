@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use attestation::Health;
-use key_protector::{Protector, Role, Rolled, Wrapping};
+use key_protector::{Guardian, Protector, Role, Rolled, Wrapping};
 use time::OffsetDateTime;
 
 use super::ApiVersion;
@@ -12,6 +12,7 @@ use super::wire::{HEALTH_CERTIFICATE, INVALID_PROTECTOR, INVALID_WRAPPING, Reque
 use crate::admin::{Hgs, blocking};
 use crate::audit::{Event, Record};
 use crate::error::Result;
+use crate::store::{Egress, key_id};
 
 /// Why a key stays here.
 #[derive(Debug)]
@@ -63,20 +64,20 @@ pub(crate) async fn roll(
         let hgs = Arc::clone(hgs);
         blocking(move || Ok((release(&hgs, version, &request, &health, now, &mut record), record))).await?
     };
-    let event = match &answer {
-        Ok(_) => {
+    match answer {
+        Ok((document, egress)) => {
             tracing::info!(host = %record.host, protector = %record.protector, "key released");
             record.why = "rolled".to_owned();
-            Event::KeyReleased
+            hgs.store.record_release(record, &egress, now).await?;
+            Ok(Ok(document))
         }
         Err(refusal) => {
             tracing::warn!(host = %record.host, protector = %record.protector, "no key released: {}", refusal.message);
             record.why.clone_from(&refusal.message);
-            Event::KeyRefused
+            hgs.record(Event::KeyRefused, record).await?;
+            Ok(Err(refusal))
         }
-    };
-    hgs.record(event, record).await?;
-    Ok(answer)
+    }
 }
 
 /// Whoever asks: a readable request, with a health certificate of ours, of a host that is still registered.
@@ -119,43 +120,69 @@ fn release(
     health: &Health,
     now: OffsetDateTime,
     record: &mut Record,
-) -> std::result::Result<Vec<u8>, Refusal> {
+) -> std::result::Result<(Vec<u8>, Egress), Refusal> {
     let protector = Protector::parse(&request.protector).map_err(|error| Refusal::protector(&error))?;
     record.protector = protector.digest();
     protector.verify(now).map_err(|error| Refusal::protector(&error))?;
     // Only a verified owner is worth writing down.
     record.owner = protector.owner().signing_certificate().fingerprint();
-    let guardian = &hgs.keys.guardian;
-    let ours = |wrapping: &Wrapping| {
-        wrapping.signing_certificate() == guardian.public().signing()
-            && wrapping.encryption_certificate() == guardian.public().encryption()
-    };
-    if !protector.wrappings().iter().any(ours) {
+    // The primary one is the first.
+    let found = hgs.keys.guardians.iter().find_map(|guardian| Some((guardian, own_wrapping(&protector, guardian)?)));
+    let Some((guardian, own)) = found else {
         let message = format!(
             "the key protector has no wrapping for this service's guardian '{}'; \
              the VM's owner grants it with `drydock protector grant`",
-            guardian.public().name()
+            hgs.keys.primary().public().name()
         );
         return Err(Refusal::new(INVALID_WRAPPING, message));
+    };
+    let mut recipients = recipients(&protector, now);
+    if own.parent_id() == protector.owner().id() {
+        // Granted by the owner itself: it stands without our other guardians, and moves away from them.
+        let others = |wrapping: &Wrapping| {
+            let mut guardians = hgs.keys.guardians.iter();
+            guardians.any(|other| own_wrapping(&protector, other).is_some_and(|theirs| theirs.id() == wrapping.id()))
+        };
+        recipients.retain(|wrapping| wrapping.id() == own.id() || !others(wrapping));
+        recipients = chained(recipients, &protector);
     }
-    let recipients = recipients(&protector, now);
     let Rolled { ingress, egress_protector, egress } =
         protector.roll(guardian, &recipients, now).map_err(|error| Refusal::protector(&error))?;
-    let binding = Binding { version, ingress: &record.protector, egress: &egress_protector.digest() };
+    let egress_digest = egress_protector.digest();
+    let binding = Binding { version, ingress: &record.protector, egress: &egress_digest };
     let sealed = release::seal(&health.identity, &ingress, &egress, &binding)
         .map_err(|error| Refusal::new(HEALTH_CERTIFICATE, format!("nothing can be encrypted to this host: {error}")))?;
-    Ok(Response { egress_protector: egress_protector.to_xml(), sealed }.write())
+    let document = Response { egress_protector: egress_protector.to_xml(), sealed }.write();
+    let egress = Egress {
+        ingress_id: key_id(&ingress),
+        egress_id: key_id(&egress),
+        digest: egress_digest,
+        guardian: guardian.public().signing().fingerprint(),
+    };
+    Ok((document, egress))
+}
+
+fn own_wrapping<'a>(protector: &'a Protector, guardian: &Guardian) -> Option<&'a Wrapping> {
+    let public = guardian.public();
+    protector.wrappings().iter().find(|wrapping| {
+        wrapping.signing_certificate() == public.signing() && wrapping.encryption_certificate() == public.encryption()
+    })
 }
 
 /// Everyone the ingress protector was for, except recovery guardians (the recovery is over once the VM is back on
 /// the fabric), those whose certificates have expired, and those who chain to the owner through one of these.
 fn recipients(protector: &Protector, now: OffsetDateTime) -> Vec<Wrapping> {
-    let mut kept: Vec<Wrapping> = protector
+    let kept = protector
         .wrappings()
         .iter()
         .filter(|wrapping| wrapping.role() != Role::Recovery && wrapping.check_valid_at(now).is_ok())
         .cloned()
         .collect();
+    chained(kept, protector)
+}
+
+/// Those among them that lead to the owner through one another.
+fn chained(mut kept: Vec<Wrapping>, protector: &Protector) -> Vec<Wrapping> {
     let owner = protector.owner().id();
     loop {
         let ids: Vec<u32> = kept.iter().map(Wrapping::id).collect();

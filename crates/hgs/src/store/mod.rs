@@ -1,6 +1,7 @@
 //! Registered hosts and the audit log, in SQLite; policies are in [`policy`]. The SQL is the part PostgreSQL has too.
 
 mod policy;
+mod protectors;
 
 use std::path::Path;
 use std::time::Duration;
@@ -15,6 +16,9 @@ use time::OffsetDateTime;
 
 use crate::audit::{Entry, Event, GENESIS, Record};
 use crate::error::{Error, Result};
+
+pub use protectors::InUse;
+pub(crate) use protectors::{Egress, key_id};
 
 const FILE: &str = "hgs.sqlite";
 /// How long a writer waits for another process (`drydock hgs add-host` beside the running service).
@@ -171,6 +175,7 @@ fn migrations() -> Migrator {
     Migrator::with_migrations(vec![
         migration(1, "hosts and audit", include_str!("../../migrations/0001_hosts_and_audit.sql")),
         migration(2, "TPM mode", include_str!("../../migrations/0002_tpm.sql")),
+        migration(3, "protectors in use", include_str!("../../migrations/0003_protectors.sql")),
     ])
 }
 

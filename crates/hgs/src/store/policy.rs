@@ -40,7 +40,12 @@ impl Store {
             .bind(now.unix_timestamp())
             .execute(&mut *transaction)
             .await?;
-        let record = Record { why: format!("baseline '{name}' added: {pcrs}"), ..Record::default() };
+        // All values would be more than a row keeps.
+        let digest =
+            crate::hex::encode(aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, pcrs.as_bytes()).as_ref());
+        let which: Vec<String> = baseline.pcrs.keys().map(u32::to_string).collect();
+        let why = format!("baseline '{name}' added: PCR {}, digest {digest}", which.join(", "));
+        let record = Record { why, ..Record::default() };
         append(&mut transaction, Event::PolicyChanged, record, now).await?;
         Ok(transaction.commit().await?)
     }
