@@ -139,6 +139,13 @@ impl World {
         Ok(())
     }
 
+    /// One more service of `drydock` in the fabric.
+    pub fn serve(&self, name: &str, args: &[&str]) -> Result<Service> {
+        let mut command = self.inside(&drydock()?);
+        command.args(args);
+        Ok(Service::start(name, &mut command, "listening on", READY)?.0)
+    }
+
     /// Ends the Host Guardian Service as an outage would.
     pub fn kill_hgs(&mut self) {
         self.hgs = None;

@@ -486,29 +486,48 @@ pub(crate) enum AccelArg {
 
 #[derive(Subcommand)]
 pub(crate) enum Host {
-    /// Make this host's attestation key; the public half goes to `drydock hgs add-host`.
+    /// Make this host's attestation key, or with --tpm take its TPM's endorsement key; the public half goes to
+    /// `drydock hgs add-host`.
     Init {
         #[arg(long, default_value = "/var/lib/drydock")]
         store: PathBuf,
         /// Where to write the public key.
         #[arg(long, short)]
         out: PathBuf,
+        /// For a service in TPM mode.
+        #[arg(long)]
+        tpm: bool,
+    },
+    /// Attest once and say what came of it: the first part of every start of a VM.
+    Attest {
+        #[command(flatten)]
+        service: Service,
     },
     /// Run the agent: on a guarded host with --hgs, in a repair garage with --local.
     Serve {
-        #[arg(long, default_value = "/var/lib/drydock")]
-        store: PathBuf,
-        /// The Host Guardian Service's URL.
-        #[arg(long, required_unless_present = "local", conflicts_with = "local")]
-        hgs: Option<String>,
-        /// The CA that its TLS certificate must come from (PEM).
-        #[arg(long, requires = "hgs")]
-        hgs_ca: Option<PathBuf>,
+        #[command(flatten)]
+        service: Service,
         /// Keys come from guardians on this machine.
-        #[arg(long)]
+        #[arg(long, conflicts_with = "hgs", required_unless_present = "hgs")]
         local: bool,
         /// Do not probe for KVM.
         #[arg(long, value_enum)]
         accel: Option<AccelArg>,
     },
+}
+
+/// The Host Guardian Service, and how this host proves itself to it.
+#[derive(Args)]
+pub(crate) struct Service {
+    #[arg(long, default_value = "/var/lib/drydock")]
+    pub(crate) store: PathBuf,
+    /// The service's URL.
+    #[arg(long)]
+    pub(crate) hgs: Option<String>,
+    /// The CA that its TLS certificate must come from (PEM).
+    #[arg(long, requires = "hgs")]
+    pub(crate) hgs_ca: Option<PathBuf>,
+    /// Prove how this host was started, with its TPM, instead of holding a key.
+    #[arg(long, requires = "hgs")]
+    pub(crate) tpm: bool,
 }

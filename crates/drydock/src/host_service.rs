@@ -6,9 +6,10 @@ use std::path::Path;
 use std::sync::Arc;
 
 use attestation::HostKey;
+use hgs::client::{HostTpm, KERNEL_LOG};
 use host::Agent;
-use host::error::{Context, Error, Kind, Result};
-use host::keys::{Guarded, KeySource, LocalGuardians};
+use host::error::{Context, Error, Kind, Next, Result};
+use host::keys::{Guarded, HostProof, KeySource, LocalGuardians};
 use host::store::Store;
 use host::wire::Events;
 use machine::accel::{Accel, Chooser};
@@ -16,7 +17,7 @@ use recovery::AgentService;
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::cli::{AccelArg, Host};
+use crate::cli::{AccelArg, Host, Service};
 use crate::keyring;
 use crate::output::Output;
 
@@ -24,15 +25,25 @@ const HOST_KEY: &str = "host-key.pem";
 
 pub(crate) fn run(command: Host, socket: &Path, out: &Output) -> Result<()> {
     match command {
-        Host::Init { store, out: target } => init(&store, &target, out),
-        Host::Serve { store, hgs, hgs_ca, local, accel } => {
+        Host::Init { store, out: target, tpm } => {
             let store = Store::open(&store)?;
+            if tpm { init_tpm(&target, out) } else { init(&store, &target, out) }
+        }
+        Host::Attest { service } => {
+            let store = Store::open(&service.store)?;
+            runtime()?.block_on(async {
+                guarded(&service, &store).await?.attest().await?;
+                out.result(&json!({ "status": "Passed" }), || "Passed: the service gives this host keys".into());
+                Ok(())
+            })
+        }
+        Host::Serve { service, local, accel } => {
+            let store = Store::open(&service.store)?;
+            let runtime = runtime()?;
             let keys = if local {
                 KeySource::Local(LocalGuardians::new(store.guardians()))
             } else {
-                let url = hgs.unwrap_or_default();
-                let ca = hgs_ca.as_deref().map(keyring::read).transpose()?;
-                KeySource::Hgs(Box::new(Guarded::new(&url, ca.as_deref(), load_host_key(&store)?)?))
+                KeySource::Hgs(Box::new(runtime.block_on(guarded(&service, &store))?))
             };
             let accel = Chooser::new(accel.map(|a| match a {
                 AccelArg::Kvm => Accel::Kvm,
@@ -40,9 +51,42 @@ pub(crate) fn run(command: Host, socket: &Path, out: &Output) -> Result<()> {
             }));
             let verdict = accel.last();
             out.note(&format!("accelerator: {} ({})", verdict.accel, verdict.reason));
-            runtime()?.block_on(serve(Agent::new(store, keys, accel), socket, out))
+            runtime.block_on(serve(Agent::new(store, keys, accel), socket, out))
         }
     }
+}
+
+async fn guarded(service: &Service, store: &Store) -> Result<Guarded> {
+    let url = service.hgs.as_deref().ok_or_else(|| {
+        Error::new(Kind::BadInput, "no Host Guardian Service is named").remedy("--hgs URL --hgs-ca FILE")
+    })?;
+    let ca = service.hgs_ca.as_deref().map(keyring::read).transpose()?;
+    let proof = if service.tpm { HostProof::Tpm(open_tpm().await?) } else { HostProof::Key(load_host_key(store)?) };
+    Guarded::new(url, ca.as_deref(), proof)
+}
+
+async fn open_tpm() -> Result<HostTpm> {
+    HostTpm::open(None, Path::new(KERNEL_LOG))
+        .await
+        .context(Kind::MissingTool, || "this host's TPM cannot be used".into())
+        .or_next(|| "apt-get install tpm2-tools, and see that /dev/tpmrm0 is there".into())
+}
+
+fn init_tpm(target: &Path, out: &Output) -> Result<()> {
+    let tpm = runtime()?.block_on(open_tpm())?;
+    let key = tpm.endorsement_key();
+    crate::guardian::write(target, key.der())?;
+    let fingerprint = key.fingerprint();
+    out.result(&json!({ "endorsement_key": target, "fingerprint": fingerprint }), || {
+        format!(
+            "the endorsement key of this host's TPM is in {}\n  key {fingerprint}\n\
+             On the Host Guardian Service: drydock hgs add-host NAME --tpm {}\n\
+             and a known good boot: drydock hgs add-baseline NAME {KERNEL_LOG}, copied from this host",
+            target.display(),
+            target.file_name().unwrap_or_default().to_string_lossy()
+        )
+    });
+    Ok(())
 }
 
 pub(crate) fn runtime() -> Result<tokio::runtime::Runtime> {
@@ -61,11 +105,10 @@ pub(crate) fn shutdown() -> Result<impl Future<Output = ()> + Send + 'static> {
     })
 }
 
-fn init(store: &Path, target: &Path, out: &Output) -> Result<()> {
-    let store = Store::open(store)?;
+fn init(store: &Store, target: &Path, out: &Output) -> Result<()> {
     let path = store.root().join(HOST_KEY);
     let key = if path.exists() {
-        load_host_key(&store)?
+        load_host_key(store)?
     } else {
         let key = HostKey::generate().context(Kind::Internal, || "cannot make a host key".into())?;
         let pem = key.to_pem();

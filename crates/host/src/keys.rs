@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use attestation::HostKey;
-use hgs::client::HgsClient;
+use hgs::client::{HealthCertificate, HgsClient, HostTpm};
 use key_protector::{Guardian, Protector, Rolled};
 use time::OffsetDateTime;
 use zeroize::Zeroizing;
@@ -41,20 +41,28 @@ impl KeySource {
     }
 }
 
+/// What a host proves itself with: the two modes of MS-HGSA that are spoken here.
+pub enum HostProof {
+    /// A key that the Host Guardian Service knows.
+    Key(HostKey),
+    /// A TPM that it knows, and how that TPM saw the host start.
+    Tpm(HostTpm),
+}
+
 /// A guarded host's side of attestation and key protection.
 pub struct Guarded {
     client: HgsClient,
-    host_key: HostKey,
+    proof: HostProof,
     url: String,
 }
 
 impl Guarded {
     /// # Errors
     /// `BadInput` for a URL or CA file that is not one.
-    pub fn new(url: &str, ca_pem: Option<&[u8]>, host_key: HostKey) -> Result<Self> {
+    pub fn new(url: &str, ca_pem: Option<&[u8]>, proof: HostProof) -> Result<Self> {
         let client = HgsClient::new(url, ca_pem)
             .context(Kind::BadInput, || format!("cannot use the Host Guardian Service at {url}"))?;
-        Ok(Guarded { client, host_key, url: url.to_owned() })
+        Ok(Guarded { client, proof, url: url.to_owned() })
     }
 
     #[must_use]
@@ -62,12 +70,26 @@ impl Guarded {
         &self.url
     }
 
+    /// Attests, as every start of a VM does.
+    ///
+    /// # Errors
+    /// `KeyRelease` with the AttestationStatus and what to do about it.
+    pub async fn attest(&self) -> Result<HealthCertificate> {
+        let attested = match &self.proof {
+            HostProof::Key(key) => self.client.attest(key).await,
+            HostProof::Tpm(tpm) => self.client.attest_tpm(tpm).await,
+        };
+        attested.map_err(|e| {
+            let status = e.status().name();
+            let message = format!("the Host Guardian Service at {} did not attest this host: {status}", self.url);
+            release_error(message, &e)
+        })
+    }
+
     async fn roll(&self, protector: &Protector) -> Result<Rolled> {
         // A health certificate per start: it costs one request, and a host that was removed from the HGS a
         // minute ago gets nothing.
-        let health = self.client.attest(&self.host_key).await.map_err(|e| {
-            release_error(format!("the Host Guardian Service at {} did not attest this host", self.url), &e)
-        })?;
+        let health = self.attest().await?;
         self.client.roll_transport_key(protector, &health).await.map_err(|e| {
             release_error(format!("the Host Guardian Service at {} did not release the key", self.url), &e)
         })
