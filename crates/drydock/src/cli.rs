@@ -455,6 +455,11 @@ pub(crate) enum Hgs {
         #[command(flatten)]
         dir: HgsDir,
     },
+    /// Check the service itself, and say of each thing that is wrong what to do.
+    Trace {
+        #[command(flatten)]
+        dir: HgsDir,
+    },
     /// Show what it released and refused, after checking that no row was changed or taken out.
     Audit {
         #[command(flatten)]

@@ -85,6 +85,7 @@ pub(crate) fn run(command: Hgs, out: &Output) -> Result<()> {
                 out.result(&json!({ "removed": name }), || format!("host '{name}' gets no key any more"));
                 Ok(())
             }
+            Hgs::Trace { dir } => trace(&open(&dir).await?, out).await,
             Hgs::Status { dir } => status(&open(&dir).await?, out).await,
             Hgs::Audit { dir, last, verify, kept } => {
                 let service = open(&dir).await?;
@@ -230,6 +231,71 @@ async fn status(service: &Service, out: &Output) -> Result<()> {
             }
         }
         text
+    });
+    Ok(())
+}
+
+/// One thing that was looked at: its name, and what is wrong with it and what helps.
+type Finding = (&'static str, std::result::Result<String, String>);
+
+async fn trace(service: &Service, out: &Output) -> Result<()> {
+    let mut findings: Vec<Finding> = Vec::new();
+    let left = (service.guardian().not_after() - time::OffsetDateTime::now_utc()).whole_days();
+    findings.push((
+        "guardian",
+        if left > 30 {
+            Ok(format!("valid for {left} more days"))
+        } else {
+            Err(format!("valid for {left} more days; make the next one: drydock hgs rotate"))
+        },
+    ));
+    let hosts = service.hosts().await.map_err(lift)?;
+    let (mode, fitting) = (service.mode(), hosts.iter().filter(|host| host.identity.kind() == service.mode()).count());
+    findings.push((
+        "hosts",
+        if fitting > 0 {
+            Ok(format!("{fitting} may attest in {} mode", mode.name()))
+        } else {
+            Err(format!("none may attest in {} mode; add one: drydock hgs add-host", mode.name()))
+        },
+    ));
+    if mode == HostKind::Tpm {
+        let policy = service.policy().await.map_err(lift)?;
+        let compares = policy.checks.iter().any(|check| matches!(check, Check::KnownGood | Check::SecureBootSettings));
+        findings.push((
+            "policy",
+            if policy.checks.is_empty() {
+                Err("no check is made, any boot passes; make one: drydock hgs add-policy".to_owned())
+            } else if compares && policy.baselines.is_empty() {
+                Err("no boot is known good, so none passes; take one: drydock hgs add-baseline".to_owned())
+            } else {
+                Ok(format!("{} checks, {} baselines", policy.checks.len(), policy.baselines.len()))
+            },
+        ));
+    }
+    findings.push((
+        "audit log",
+        match service.verify_audit_since(None).await {
+            Ok((rows, _)) => Ok(format!("{rows} rows, whole")),
+            Err(error @ HgsError::AuditBroken { .. }) => {
+                Err(format!("{error}; keep a copy of the folder and find out who had access to it"))
+            }
+            Err(error) => return Err(lift(error)),
+        },
+    ));
+    let rows: Vec<_> = findings
+        .iter()
+        .map(|(what, found)| {
+            let text = found.as_ref().unwrap_or_else(|wrong| wrong);
+            json!({ "check": what, "passed": found.is_ok(), "text": text })
+        })
+        .collect();
+    out.result(&json!({ "checks": rows }), || {
+        let line = |(what, found): &Finding| match found {
+            Ok(text) => format!("PASS  {what}: {text}\n"),
+            Err(text) => format!("FAIL  {what}: {text}\n"),
+        };
+        findings.iter().map(line).collect()
     });
     Ok(())
 }

@@ -218,6 +218,10 @@ async fn each_check_of_the_specification_has_its_error_and_its_row() {
             let last = log.last().unwrap();
             assert_eq!(last.event, "key-refused", "{rule}");
             assert_eq!(last.host, if *code == HEALTH { "" } else { HOST }, "{rule}");
+            // An owner is named when everything that it signed was found to be right.
+            let verified =
+                ["no wrapping for this service", "does not contain a transport key", "transport key signature"];
+            assert_eq!(!last.owner.is_empty(), verified.iter().any(|fault| why.contains(fault)), "{rule}");
             assert!(last.why.contains(why) && answer.contains("<Message>"), "{rule}: {}", last.why);
         }
         // What all of these were made from, taken apart and put together by the same tool.

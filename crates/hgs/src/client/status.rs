@@ -133,3 +133,39 @@ impl SubStatus {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn reason(content: &[u8]) -> EvaluationLog {
+        EvaluationLog { result: false, reason: STANDARD.encode(content) }
+    }
+
+    #[test]
+    fn every_outcome_has_a_name_of_its_own_and_a_remedy() {
+        let names: std::collections::BTreeSet<&str> = Status::ALL.into_iter().map(Status::name).collect();
+        assert_eq!(names.len(), Status::ALL.len());
+        assert!(Status::ALL.into_iter().all(|status| !status.remedy().is_empty()));
+        for published in ["Passed", "UnauthorizedHost", "InsecureHostConfiguration", "TransientError", "TpmError"] {
+            assert!(names.contains(published), "{published}");
+        }
+    }
+
+    #[test]
+    fn reasons_are_the_published_guids_and_unknown_ones_are_kept_apart() {
+        for (guid, expected) in [
+            ("6a460ee1-62ea-416f-ae6c-04e29634506d", SubStatus::SecureBoot),
+            ("20188fda-d40b-460d-b078-2e7898a42ae9", SubStatus::DebugMode),
+            ("756dc455-9528-479a-a86a-c646417316c9", SubStatus::SecureBootSettings),
+            ("81f110ba-53c5-4064-9d64-51029fa24f49", SubStatus::KnownGood),
+            ("75ad09c9-7254-4d00-96f3-3b09d0aaac54", SubStatus::Other),
+        ] {
+            let guid = uuid::Uuid::parse_str(guid).expect("a GUID").to_bytes_le();
+            assert_eq!(SubStatus::of(&reason(&guid)), expected);
+        }
+        for strange in [reason(b""), reason(&[0; 17]), EvaluationLog { result: false, reason: "?".to_owned() }] {
+            assert_eq!(SubStatus::of(&strange), SubStatus::Other);
+        }
+    }
+}
