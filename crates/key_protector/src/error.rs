@@ -220,6 +220,7 @@ impl Error {
             | NotChained { .. }
             | SigningCertificateSignature { .. }
             | EncryptionCertificateSignature { .. }
+            | NotARecipient { .. }
             | DuplicateEncryptionKey { .. } => "InvalidWrappingException",
             _ => "InvalidProtectorException",
         }
