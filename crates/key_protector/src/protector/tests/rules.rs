@@ -185,7 +185,7 @@ fn every_rule_of_the_specification() {
                 p.wrappings[2].encryption_signature = owner().sign(&der).unwrap();
             }),
         ),
-        ("there is a wrapping for the service", "not-a-recipient", PROTECTOR, {
+        ("there is a wrapping for the service", "not-a-recipient", WRAPPING, {
             let (without, _) = protector(&[recovery()]);
             without.open(fabric(), NOW)
         }),
