@@ -8,7 +8,7 @@ use std::process::Command;
 use std::time::Duration as Span;
 
 use anyhow::{Context, Result};
-use garage::{Bundle, Device, Direction, Manifest};
+use garage::{Bundle, Device, Direction, Manifest, Mode};
 use key_protector::{Guardian, KeyKind, Protector, Role, Wrapping};
 use machine::Policy;
 use machine::record::SealedRecord;
@@ -72,6 +72,18 @@ pub fn rg_disk(world: &World, vm: &str) -> Result<PathBuf> {
     Ok(world.store().join("recoveries").join(id).join("rg.vhdx"))
 }
 
+/// The overlay of the VM's first disk, on the host.
+pub fn overlay(world: &World, vm: &str) -> Result<PathBuf> {
+    Ok(rg_disk(world, vm)?.with_file_name("overlay-0.qcow2"))
+}
+
+/// What a repair does to the first disk in overlay mode: `length` bytes at `offset` are written.
+pub fn repair(world: &World, vm: &str, offset: u64, length: u64) -> Result<()> {
+    let mut command = Command::new("qemu-io");
+    command.args(["-f", "qcow2", "-c", &format!("write -P 77 {offset} {length}")]).arg(overlay(world, vm)?);
+    run(&mut command, b"", CONVERT)?.ok().context("qemu-io").map(drop)
+}
+
 /// Takes the VM's RG disk through a garage: lowers nothing, raises nothing, but seals state anew under keys for the
 /// fabric as a garage's `finish` does, lets `spoil` at the result, and puts the disk back.
 pub fn hand_back(world: &World, vm: &str, plan: &Plan, spoil: impl FnOnce(&mut Draft) -> Result<()>) -> Result<()> {
@@ -107,8 +119,11 @@ pub fn hand_back(world: &World, vm: &str, plan: &Plan, spoil: impl FnOnce(&mut D
     let bundle = Bundle::pack(&to)?;
     let mut disks = Vec::new();
     for (index, disk) in manifest.disks.iter().enumerate() {
-        let sha256 = device.digest_disk(index, &|_| {}, &garage::Cancel::new())?;
-        disks.push(ReceiptDisk { serial: disk.serial.clone(), size: disk.size, sha256: sha256.to_string() });
+        let sha256 = match manifest.mode {
+            Mode::Copy => Some(device.digest_disk(index, &|_| {}, &garage::Cancel::new())?.to_string()),
+            Mode::Overlay => None,
+        };
+        disks.push(ReceiptDisk { serial: disk.serial.clone(), size: disk.size, sha256 });
     }
     manifest.sequence += 1;
     manifest.direction = Direction::Handback;

@@ -5,17 +5,27 @@ use std::io::Read;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use drydock_tests::process::Service;
-use drydock_tests::tenant::{Plan, hand_back};
+use drydock_tests::process::{Service, run};
+use drydock_tests::tenant::{Plan, hand_back, repair};
 use drydock_tests::world::World;
 use recovery::Step;
 
 const UNREACHABLE: i32 = 11;
 const NOT_FOUND: i32 = 5;
 
+const WRONG_STATE: i32 = 6;
+
 const EXPORT: [&str; 5] = ["recovery", "export", "dvm", "--to", "vmre"];
+const EXPORT_COPY: [&str; 6] = ["recovery", "export", "dvm", "--to", "vmre", "--copy"];
 const REINSTATE: [&str; 3] = ["recovery", "reinstate", "dvm"];
+const REINSTATE_AND_KEEP: [&str; 4] = ["recovery", "reinstate", "dvm", "--keep-original"];
+const COMMIT: [&str; 3] = ["recovery", "commit", "dvm"];
+const ROLLBACK: [&str; 4] = ["recovery", "rollback", "dvm", "--stop"];
 const ABORT: [&str; 3] = ["recovery", "abort", "dvm"];
+const OFF: [&str; 4] = ["vm", "stop", "dvm", "--force"];
+
+/// Where a repair writes, and how much, in bytes.
+const REPAIRED: (u64, u64) = (3 << 20, 1 << 20);
 
 /// Everything of the VM, but for the moments at which its files were written.
 type Print = std::collections::BTreeMap<String, String>;
@@ -55,19 +65,21 @@ fn an_export_survives_its_agent() -> Result<()> {
     let before = world.fingerprint("vms/dvm")?;
     let points = points("export");
     ensure!(points.len() == 8, "the steps of an export: {points:?}");
-    for (_, at) in points {
-        die_in(&mut world, &EXPORT, &at)?;
-        world.admin(&EXPORT)?.ok().with_context(|| format!("again after {at}"))?;
-        world.admin(&ABORT)?.ok()?;
-        unchanged(&world, &before, &at)?;
+    for export in [&EXPORT[..], &EXPORT_COPY] {
+        for (_, at) in &points {
+            die_in(&mut world, export, at)?;
+            world.admin(export)?.ok().with_context(|| format!("again after {at}"))?;
+            world.admin(&ABORT)?.ok()?;
+            unchanged(&world, &before, at)?;
 
-        die_in(&mut world, &EXPORT, &at)?;
-        world.admin(&ABORT)?.ok().with_context(|| format!("abort after {at}"))?;
-        unchanged(&world, &before, &at)?;
-        println!("  survived: {at}");
+            die_in(&mut world, export, at)?;
+            world.admin(&ABORT)?.ok().with_context(|| format!("abort after {at}"))?;
+            unchanged(&world, &before, at)?;
+            println!("  survived: {at}");
+        }
     }
     world.admin(&["vm", "start", "dvm"])?.ok()?;
-    world.admin(&["vm", "stop", "dvm", "--force"])?.ok()?;
+    world.admin(&OFF)?.ok()?;
     world.close()
 }
 
@@ -84,7 +96,7 @@ fn an_export_can_be_stopped_and_gone_on_with() -> Result<()> {
     let before = world.fingerprint("vms/dvm")?;
 
     let (client, _) =
-        Service::start("the export", &mut world.admin_command(&EXPORT)?, "copying dvm", Duration::from_secs(60))?;
+        Service::start("the export", &mut world.admin_command(&EXPORT_COPY)?, "copying dvm", Duration::from_secs(60))?;
     client.interrupt()?;
     // The agent lets go of the VM once it has noticed and cleaned up.
     let end = Instant::now() + Duration::from_secs(60);
@@ -102,53 +114,152 @@ fn an_export_can_be_stopped_and_gone_on_with() -> Result<()> {
     let sentence = status[0]["sentence"].as_str().unwrap_or_default();
     ensure!(sentence.contains("not complete; run"), "the status does not say how to go on: {sentence}");
 
-    world.admin(&EXPORT)?.ok().context("the same command again")?;
+    world.admin(&EXPORT_COPY)?.ok().context("the same command again")?;
     world.admin(&ABORT)?.ok()?;
     unchanged(&world, &before, "Ctrl-C")?;
     world.close()
 }
 
-#[test]
-fn a_reinstatement_survives_its_agent() -> Result<()> {
+/// A recovery that is handed back, in overlay mode with a repaired disk; and the VM as it was before.
+fn prepare(world: &World, export: &[&str]) -> Result<Print> {
+    let before = world.fingerprint("vms/dvm")?;
+    world.admin(export)?.ok()?;
+    if export == EXPORT {
+        repair(world, "dvm", REPAIRED.0, REPAIRED.1)?;
+    }
+    hand_back(world, "dvm", &Plan::default(), |_| Ok(()))?;
+    Ok(before)
+}
+
+/// The VM's disk is one file again, with what was on it and, in overlay mode, with the repair.
+fn repaired(world: &World, export: &[&str], at: &str) -> Result<()> {
+    let spec = std::fs::read_to_string(world.store().join("vms/dvm/vm.json"))?;
+    ensure!(!spec.contains("backing"), "after {at} the overlay is still there: {spec}");
+    let raw = world.fabric("disk.raw");
+    let mut command = std::process::Command::new("qemu-img");
+    command.args(["convert", "-f", "qcow2", "-O", "raw"]).arg(world.store().join("vms/dvm/disk-0.qcow2")).arg(&raw);
+    run(&mut command, b"", Duration::from_secs(60))?.ok()?;
+    let bytes = std::fs::read(&raw)?;
+    std::fs::remove_file(&raw)?;
+    ensure!(bytes[1 << 20..].starts_with(b"the disk of dvm"), "after {at} the disk's old contents are gone");
+    if export == EXPORT {
+        let (offset, length) = (usize::try_from(REPAIRED.0)?, usize::try_from(REPAIRED.1)?);
+        ensure!(bytes[offset..offset + length].iter().all(|b| *b == 77), "after {at} the repair is gone");
+    }
+    let left: Vec<_> = std::fs::read_dir(world.store().join("vms/dvm"))?
+        .map(|entry| entry.map(|entry| entry.file_name().to_string_lossy().into_owned()))
+        .collect::<std::io::Result<_>>()?;
+    ensure!(!left.iter().any(|name| name.contains("repair") || name == "returned"), "after {at} left: {left:?}");
+    Ok(())
+}
+
+/// The same command again. What a killed agent started runs on without an owner; where the command must direct it, it
+/// says so, and goes on once that is ended.
+fn again(world: &World, args: &[&str], at: &str) -> Result<()> {
+    let done = world.admin(args)?;
+    if done.code == WRONG_STATE && done.stderr.contains("of an earlier agent") {
+        world.admin(&OFF)?.ok()?;
+        world.admin(args)?.ok().with_context(|| format!("again after {at}, without the orphan"))?;
+        return Ok(());
+    }
+    done.ok().with_context(|| format!("again after {at}")).map(drop)
+}
+
+/// It starts, and the next one can be prepared.
+fn start_and_stop(world: &World, at: &str) -> Result<()> {
+    world.admin(&OFF)?.ok()?;
+    world.admin(&["vm", "start", "dvm"])?.ok().with_context(|| format!("a start after {at}"))?;
+    world.admin(&OFF)?.ok().map(drop)
+}
+
+fn survive_reinstate(export: &[&str]) -> Result<()> {
     let mut world = world()?;
     let points = points("reinstate");
-    ensure!(points.len() == 12, "the steps of a reinstatement: {points:?}");
+    ensure!(points.len() == 14, "the steps of a reinstatement: {points:?}");
     for (step, at) in points {
-        let prepare = |world: &World| -> Result<Print> {
-            let before = world.fingerprint("vms/dvm")?;
-            world.admin(&EXPORT)?.ok()?;
-            hand_back(world, "dvm", &Plan::default(), |_| Ok(()))?;
-            Ok(before)
-        };
+        let closed = step == Step::Closed && at.ends_with("after");
         // Given up.
-        let before = prepare(&world)?;
+        let before = prepare(&world, export)?;
         die_in(&mut world, &REINSTATE, &at)?;
         let aborted = world.admin(&ABORT)?;
-        if step == Step::Closed && at.ends_with("after") {
+        if closed {
             ensure!(aborted.code == NOT_FOUND, "a closed recovery is aborted: {}", aborted.stdout);
-            world.admin(&["vm", "stop", "dvm", "--force"])?.ok()?;
-        } else if step == Step::Closed {
-            // The original is gone by then, and the repaired one runs: there is no way back, and it says so.
+        } else if step == Step::Closed || step == Step::Merged {
+            // There is no original any more, and the repaired one runs: no way back, and it says so.
             ensure!(aborted.code != 0, "aborted without an original: {}", aborted.stdout);
-            world.admin(&REINSTATE)?.ok()?;
-            world.admin(&["vm", "stop", "dvm", "--force"])?.ok()?;
+            again(&world, &REINSTATE, &at)?;
         } else {
             aborted.ok().with_context(|| format!("abort after {at}"))?;
             unchanged(&world, &before, &at)?;
         }
+        world.admin(&OFF)?.ok()?;
         // Gone on with.
-        prepare(&world)?;
+        prepare(&world, export)?;
         die_in(&mut world, &REINSTATE, &at)?;
-        let again = world.admin(&REINSTATE)?;
-        if step == Step::Closed && at.ends_with("after") {
+        if closed {
+            let again = world.admin(&REINSTATE)?;
             ensure!(again.code == NOT_FOUND, "a closed recovery is closed again: {}", again.stdout);
         } else {
-            again.ok().with_context(|| format!("again after {at}"))?;
+            again(&world, &REINSTATE, &at)?;
         }
-        world.admin(&["vm", "stop", "dvm", "--force"])?.ok()?;
-        world.admin(&["vm", "start", "dvm"])?.ok().with_context(|| format!("a start after {at}"))?;
-        world.admin(&["vm", "stop", "dvm", "--force"])?.ok()?;
+        start_and_stop(&world, &at)?;
+        repaired(&world, export, &at)?;
         println!("  survived: {at}");
+    }
+    world.close()
+}
+
+#[test]
+fn a_reinstatement_of_a_copy_survives_its_agent() -> Result<()> {
+    survive_reinstate(&EXPORT_COPY)
+}
+
+#[test]
+fn a_reinstatement_of_an_overlay_survives_its_agent() -> Result<()> {
+    survive_reinstate(&EXPORT)
+}
+
+/// `reinstate --keep-original`, then `commit` or `rollback`: killed at every step, each goes on to its end.
+#[test]
+fn a_kept_original_survives_its_agent() -> Result<()> {
+    let mut world = world()?;
+    for export in [&EXPORT[..], &EXPORT_COPY] {
+        for (_, at) in points("reinstate --keep-original") {
+            let before = prepare(&world, export)?;
+            die_in(&mut world, &REINSTATE_AND_KEEP, &at)?;
+            again(&world, &REINSTATE_AND_KEEP, &at)?;
+            world.admin(&OFF)?.ok()?;
+            world.admin(&ROLLBACK)?.ok().with_context(|| format!("rollback after {at}"))?;
+            unchanged(&world, &before, &at)?;
+            println!("  survived: {at}");
+        }
+        for (_, at) in points("rollback") {
+            let before = prepare(&world, export)?;
+            world.admin(&REINSTATE_AND_KEEP)?.ok()?;
+            // It runs, and stops when it must.
+            world.admin(&OFF)?.ok()?;
+            die_in(&mut world, &ROLLBACK, &at)?;
+            let again = world.admin(&ROLLBACK)?;
+            let expected = if at.ends_with("after") { NOT_FOUND } else { 0 };
+            ensure!(again.code == expected, "rollback again after {at}: {} {}", again.code, again.stderr);
+            unchanged(&world, &before, &at)?;
+            start_and_stop(&world, &at)?;
+            println!("  survived: {at}");
+        }
+        for step in [Step::Merged, Step::Closed] {
+            for at in [format!("{step}:before"), format!("{step}:after")] {
+                prepare(&world, export)?;
+                world.admin(&REINSTATE_AND_KEEP)?.ok()?;
+                world.admin(&OFF)?.ok()?;
+                die_in(&mut world, &COMMIT, &at)?;
+                let again = world.admin(&COMMIT)?;
+                let expected = if at == "closed:after" { NOT_FOUND } else { 0 };
+                ensure!(again.code == expected, "commit again after {at}: {} {}", again.code, again.stderr);
+                start_and_stop(&world, &at)?;
+                repaired(&world, export, &at)?;
+                println!("  survived, of commit: {at}");
+            }
+        }
     }
     world.close()
 }

@@ -42,7 +42,7 @@ impl Bench {
     fn try_case(&self, code: i32, says: &str, prepare: impl FnOnce(&World) -> Result<()>) -> Result<()> {
         let world = &self.world;
         let before = world.fingerprint("vms/dvm")?;
-        world.admin_json(&["recovery", "export", "dvm", "--to", "vmre"])?;
+        world.admin_json(&["recovery", "export", "dvm", "--to", "vmre", "--copy"])?;
         let result = prepare(world).context("preparing").and_then(|()| {
             let reinstated = world.admin(&["recovery", "reinstate", "dvm"])?;
             ensure!(reinstated.code == code, "exit code {}, not {code}: {}", reinstated.code, reinstated.stderr);
@@ -178,7 +178,7 @@ fn nothing_wrong_comes_back() -> Result<()> {
 
     // The control: the same garage, honest, is taken back and started.
     let world = &bench.world;
-    world.admin_json(&["recovery", "export", "dvm", "--to", "vmre"])?;
+    world.admin_json(&["recovery", "export", "dvm", "--to", "vmre", "--copy"])?;
     hand_back(world, "dvm", &Plan::default(), |_| Ok(()))?;
     let report = world.admin_json(&["recovery", "reinstate", "dvm"])?;
     assert_eq!(report["closed"], true);

@@ -273,11 +273,17 @@ pub(crate) enum Protector {
 #[derive(Subcommand)]
 pub(crate) enum Recovery {
     /// Step 1, fabric admin: export the damaged VM onto an RG disk and attach that to the repair garage.
+    ///
+    /// Its disks are attached too, as overlays: the export takes the same time for 1 GiB and 1 TiB, the originals stay
+    /// untouched, and only what the repair changes is written.
     Export {
         vm: String,
         /// The repair garage.
         #[arg(long)]
         to: String,
+        /// Copy the disks onto the RG disk instead.
+        #[arg(long)]
+        copy: bool,
         /// Shut the damaged VM down first if it runs.
         #[arg(long)]
         stop: bool,
@@ -324,7 +330,21 @@ pub(crate) enum Recovery {
         stop: bool,
     },
     /// Step 7, fabric admin: verify what came back, put it in the VM's place and start it.
-    Reinstate { vm: String },
+    Reinstate {
+        vm: String,
+        /// Keep the VM as it was before its repair, until `commit` or `rollback`.
+        #[arg(long)]
+        keep_original: bool,
+    },
+    /// After `reinstate --keep-original`: all is well, merge the repair and let the original go.
+    Commit { vm: String },
+    /// After `reinstate --keep-original`: bring back the VM as it was before its repair, and drop the repair.
+    Rollback {
+        vm: String,
+        /// Shut the repaired VM down first if it runs.
+        #[arg(long)]
+        stop: bool,
+    },
     /// Where a recovery stands and what comes next.
     Status { vm: Option<String> },
     /// Give a recovery up: the VM is as it was before the export.

@@ -15,15 +15,19 @@ use crate::output::Output;
 
 pub(crate) fn run(command: Recovery, socket: &Path, out: &Output) -> Result<()> {
     match command {
-        Recovery::Export { vm, to, stop, restart_garage } => {
-            sentence(&RecoveryRequest::RecoveryExport { vm, garage: to, stop, restart_garage }, socket, out)
+        Recovery::Export { vm, to, copy, stop, restart_garage } => {
+            sentence(&RecoveryRequest::RecoveryExport { vm, garage: to, copy, stop, restart_garage }, socket, out)
         }
         Recovery::Import { out: target, grant, switch, hours, install } => {
             import(target, grant.as_deref(), switch, hours, install, socket, out)
         }
         Recovery::Grant { request, owner, out: target, yes } => grant(&request, owner, target, yes, out),
         Recovery::Finish { vm, stop } => sentence(&RecoveryRequest::RecoveryFinish { vm, stop }, socket, out),
-        Recovery::Reinstate { vm } => sentence(&RecoveryRequest::RecoveryReinstate { vm }, socket, out),
+        Recovery::Reinstate { vm, keep_original } => {
+            sentence(&RecoveryRequest::RecoveryReinstate { vm, keep_original }, socket, out)
+        }
+        Recovery::Commit { vm } => sentence(&RecoveryRequest::RecoveryCommit { vm }, socket, out),
+        Recovery::Rollback { vm, stop } => sentence(&RecoveryRequest::RecoveryRollback { vm, stop }, socket, out),
         Recovery::Abort { vm } => sentence(&RecoveryRequest::RecoveryAbort { vm }, socket, out),
         Recovery::Status { vm } => {
             let value = call(socket, &RecoveryRequest::RecoveryStatus { vm }, out)?;

@@ -9,18 +9,43 @@
 mod places;
 
 use std::fs::{File, OpenOptions};
+use std::io;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 pub use places::Places;
+use uuid::Uuid;
 
 use crate::blocks::{Blocks, FileBlocks, Slice};
 use crate::digest::{self, Digest};
 use crate::error::{Error, Result};
-use crate::layout::{Layout, Partition};
+use crate::layout::{Layout, Partition, overlay_serial};
 use crate::manifest::{self, Manifest};
 use crate::progress::{Cancel, Progress};
 use crate::state::{self, Bundle, StateError};
+
+/// Where the garage has disk `index` in overlay mode: attached by itself, under a serial number.
+pub fn overlay_path(places: &Places, recovery: Uuid, index: usize) -> PathBuf {
+    places.by_id.join(format!("virtio-{}", overlay_serial(recovery, index)))
+}
+
+/// Refuses an overlay that is not there, or not of the size that the manifest says.
+pub fn check_overlay(path: &Path, size: u64) -> Result<()> {
+    let blocks = match OpenOptions::new().read(true).open(path) {
+        Ok(file) => FileBlocks::new(file).map_err(Error::io(path, "measure"))?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(Error::NotFound { path: path.to_owned() }),
+        Err(error) => return Err(Error::io(path, "open")(error)),
+    };
+    if blocks.size() != size {
+        return Err(Error::SizeMismatch { path: path.to_owned(), expected: size, found: blocks.size() });
+    }
+    Ok(())
+}
+
+/// Returns when everything that was written to the overlay at `path` is durable. The nested VM must be off.
+pub fn flush_overlay(path: &Path) -> Result<()> {
+    open(path, true)?.sync_all().map_err(Error::io(path, "flush"))
+}
 
 /// An RG disk as the garage sees it. Holds paths, no open files.
 #[derive(Clone, Debug)]

@@ -5,6 +5,8 @@
 //! │ GPT    │ dd-manifest  │ dd-state   │ dd-disk-0 │ … │ dd-disk-63 │     │ … backup GPT │
 //! ```
 //!
+//! In overlay mode the disks travel beside it, and it has no partitions for them.
+//!
 //! Partitions start on 1 MiB; a disk's partition has exactly the disk's size, because the guest's own
 //! backup GPT must be found in its last sector. There is one valid encoding of a layout: the reader
 //! rebuilds the GPT (UEFI 2.10 section 5.3) from what it has read and refuses any other byte.
@@ -37,8 +39,8 @@ const SECTOR: u64 = 512;
 const MANIFEST_OFFSET: u64 = MIB;
 const STATE_OFFSET: u64 = MANIFEST_OFFSET + MANIFEST_SIZE;
 const DISKS_OFFSET: u64 = STATE_OFFSET + STATE_SIZE;
-/// The smallest RG disk: one disk of up to 1 MiB.
-const MIN_SIZE: u64 = DISKS_OFFSET + 2 * MIB;
+/// The smallest RG disk: no disk on it.
+const MIN_SIZE: u64 = DISKS_OFFSET + MIB;
 /// Partitions before `dd-disk-0`.
 const FIXED: usize = 2;
 /// MBR, header, 128 entries of 128 bytes.
@@ -50,19 +52,19 @@ const TAIL: usize = 33 * 512;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum LayoutError {
-    #[error("{count} disks: an RG disk carries 1 to {MAX_DISKS}")]
+    #[error("{count} disks: an RG disk carries at most {MAX_DISKS}")]
     DiskCount { count: usize },
     #[error("disk {index} has {size} bytes: must be a multiple of 512, from 512 bytes to 64 TiB")]
     DiskSize { index: usize, size: u64 },
     #[error("the disks together are larger than a VHDX can be (64 TiB)")]
     TooLarge,
-    #[error("an RG disk of {size} bytes is impossible: whole MiB from 39 MiB to 64 TiB")]
+    #[error("an RG disk of {size} bytes is impossible: whole MiB from 38 MiB to 64 TiB")]
     TotalSize { size: u64 },
     #[error("{header} GPT header: field `{field}` is not what an RG disk has")]
     Header { header: &'static str, field: &'static str },
     #[error("the GPT does not parse")]
     Gpt(#[source] gpt::GptError),
-    #[error("{count} partitions: an RG disk has 3 to 66")]
+    #[error("{count} partitions: an RG disk has 2 to 66")]
     PartitionCount { count: usize },
     #[error("partition {number}: {fault}")]
     Partition { number: usize, fault: PartitionFault },
@@ -131,10 +133,16 @@ pub fn disk_name(index: usize) -> String {
     format!("dd-disk-{index}")
 }
 
+/// The serial number with which disk `index` is attached to the garage in overlay mode. At most 20 characters,
+/// which is what a guest sees of one.
+pub fn overlay_serial(recovery: Uuid, index: usize) -> String {
+    format!("dd-{}-{index}", &recovery.simple().to_string()[..14])
+}
+
 impl Layout {
-    /// Lays out an RG disk for DVM disks of these sizes in bytes.
+    /// Lays out an RG disk for DVM disks of these sizes in bytes; none, where the disks travel beside it.
     pub fn plan(sizes: &[u64]) -> Result<Self, LayoutError> {
-        if sizes.is_empty() || sizes.len() > MAX_DISKS {
+        if sizes.len() > MAX_DISKS {
             return Err(LayoutError::DiskCount { count: sizes.len() });
         }
         let mut disks = Vec::with_capacity(sizes.len());
@@ -232,7 +240,7 @@ impl Layout {
     }
 
     fn from_entries(entries: &[(u32, GptEntry)], total: u64) -> Result<Self, LayoutError> {
-        if entries.len() <= FIXED || entries.len() > FIXED + MAX_DISKS {
+        if entries.len() < FIXED || entries.len() > FIXED + MAX_DISKS {
             return Err(LayoutError::PartitionCount { count: entries.len() });
         }
         let mut sizes = Vec::with_capacity(entries.len() - FIXED);

@@ -1,4 +1,5 @@
-//! The RG disk: the VHDX on which a damaged VM travels into the repair garage and back (copy mode).
+//! The RG disk: the VHDX on which a damaged VM travels into the repair garage and back. In copy mode its disks are on
+//! it; in overlay mode they travel beside it, as overlays on the untouched originals.
 //!
 //! ```text
 //!  host, exporting        VHDX file                      VMRE                host, reinstating
@@ -24,6 +25,7 @@ mod error;
 pub mod layout;
 pub mod manifest;
 mod nbd;
+pub mod overlay;
 mod progress;
 mod qemu;
 pub mod state;
@@ -33,6 +35,6 @@ pub use device::Device;
 pub use digest::Digest;
 pub use error::{Error, Result};
 pub use layout::{Layout, Partition};
-pub use manifest::{Direction, Disk, Manifest};
+pub use manifest::{Direction, Disk, Manifest, Mode};
 pub use progress::{Cancel, Progress};
 pub use state::Bundle;

@@ -21,7 +21,7 @@ use uuid::Uuid;
 
 use crate::blocks::Blocks;
 use crate::digest::Digest;
-use crate::layout::{Layout, disk_name};
+use crate::layout::{Layout, MAX_DISKS, MAX_SIZE, disk_name, overlay_serial};
 
 /// The version written, and the only one read.
 pub const VERSION: u32 = 1;
@@ -99,13 +99,23 @@ pub enum Direction {
     Handback,
 }
 
+/// How the DVM's disks travel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Mode {
+    /// On the RG disk, each in a partition.
+    Copy,
+    /// Beside it: each attached to the garage by itself, as an overlay on the untouched original.
+    Overlay,
+}
+
 /// One disk of the DVM.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Disk {
     /// Position, from 0.
     pub index: u32,
-    /// Partition name, `dd-disk-<index>`.
+    /// Where it is: the partition's name, or the serial number of the overlay ([`overlay_serial`]).
     pub name: String,
     /// Exact size in bytes.
     pub size: u64,
@@ -131,6 +141,8 @@ pub struct Manifest {
     pub vm_name: String,
     /// Which way the disk travels.
     pub direction: Direction,
+    /// How its disks travel.
+    pub mode: Mode,
     /// When this manifest was made, in seconds since 1970 UTC.
     pub created: u64,
     /// The DVM's disks in order.
@@ -168,15 +180,40 @@ impl Manifest {
                 return Err(ManifestError::Field { field, rule });
             }
         }
-        let sizes: Vec<u64> = self.disks.iter().map(|disk| disk.size).collect();
-        let layout = Layout::plan(&sizes)
-            .map_err(|_| ManifestError::Field { field: "disks", rule: "number or sizes that no RG disk can carry" })?;
-        self.check_layout(&layout)
+        let unfit = ManifestError::Field { field: "disks", rule: "number or sizes that no VM in recovery has" };
+        match self.mode {
+            Mode::Copy => {
+                let sizes: Vec<u64> = self.disks.iter().map(|disk| disk.size).collect();
+                match Layout::plan(&sizes) {
+                    Ok(layout) if !sizes.is_empty() => self.check_layout(&layout),
+                    _ => Err(unfit),
+                }
+            }
+            Mode::Overlay => {
+                let fits = |disk: &Disk| (1..=MAX_SIZE).contains(&disk.size) && disk.size.is_multiple_of(512);
+                if self.disks.is_empty() || self.disks.len() > MAX_DISKS || !self.disks.iter().all(fits) {
+                    return Err(unfit);
+                }
+                for (index, disk) in self.disks.iter().enumerate() {
+                    if usize::try_from(disk.index) != Ok(index) {
+                        return Err(ManifestError::Disk { index, field: "index" });
+                    }
+                    if disk.name != overlay_serial(self.recovery_id, index) {
+                        return Err(ManifestError::Disk { index, field: "name" });
+                    }
+                }
+                Ok(())
+            }
+        }
     }
 
-    /// Checks that the disks are those of the partitions, in number, order, name and exact size.
+    /// Checks that the disks are those of the partitions, in number, order, name and exact size; or, in overlay
+    /// mode, that there are no partitions for them.
     pub fn check_layout(&self, layout: &Layout) -> Result<(), ManifestError> {
         let partitions = layout.disks();
+        if self.mode == Mode::Overlay && partitions.is_empty() {
+            return Ok(());
+        }
         if self.disks.len() != partitions.len() {
             return Err(ManifestError::DiskCount { manifest: self.disks.len(), partitions: partitions.len() });
         }

@@ -125,7 +125,7 @@ pub(crate) fn convert_to_qcow2(
     convert("copy a disk off the RG disk", path, &args, cancel, percent)
 }
 
-fn convert(
+pub(crate) fn convert(
     op: &'static str,
     path: &Path,
     args: &[&OsStr],
@@ -169,7 +169,13 @@ pub(crate) fn replay_log(path: &Path, cancel: &Cancel) -> Result<()> {
     run("replay the VHDX log", path, &args, cancel, &mut |_| {}).map(drop)
 }
 
-fn run(op: &'static str, path: &Path, args: &[&OsStr], cancel: &Cancel, output: &mut dyn FnMut(&[u8])) -> Result<()> {
+pub(crate) fn run(
+    op: &'static str,
+    path: &Path,
+    args: &[&OsStr],
+    cancel: &Cancel,
+    output: &mut dyn FnMut(&[u8]),
+) -> Result<()> {
     cancel.check()?;
     let mut command = Command::new(QEMU_IMG);
     command.args(args).stdout(Stdio::piped());

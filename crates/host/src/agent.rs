@@ -38,6 +38,18 @@ pub struct Agent {
     cells: Mutex<HashMap<String, Cell>>,
 }
 
+/// What can go wrong in a merge: on QEMU's side or on ours.
+enum MergeError {
+    Host(Error),
+    Machine(machine::Error),
+}
+
+impl From<machine::Error> for MergeError {
+    fn from(error: machine::Error) -> Self {
+        MergeError::Machine(error)
+    }
+}
+
 /// Exclusive use of one VM. Everybody else is told that it is busy.
 pub struct VmLock {
     dir: VmDir,
@@ -157,6 +169,32 @@ impl VmLock {
         let result = work(&socket).await;
         live.running.stop_serving().await;
         Ok(Some(result))
+    }
+
+    /// Merges the overlay of a disk of the running VM into the image under it; `merged` is the VM without the overlay.
+    ///
+    /// # Errors
+    /// When QEMU refuses: the VM runs on, on both images.
+    pub async fn merge_overlay(&mut self, serial: &str, message: &str, merged: &VmSpec, events: &Events) -> Result<()> {
+        let Some(live) = self.live.as_ref() else {
+            return Err(Error::new(Kind::WrongState, format!("{} is not running", self.dir.name())));
+        };
+        let dir = &self.dir;
+        live.running
+            .merge_overlay(
+                serial,
+                |done, total| events.bytes("merge", message.to_owned(), done, total),
+                || dir.write_spec(merged).map_err(MergeError::Host),
+            )
+            .await
+            .map_err(|error| match error {
+                MergeError::Host(error) => error,
+                MergeError::Machine(error) => {
+                    Error::new(Kind::Internal, format!("the disk {serial} of {} was not merged", dir.name()))
+                        .caused_by(&error)
+                        .remedy(format!("it runs on; run the command again: drydock recovery status {}", dir.name()))
+                }
+            })
     }
 
     /// Takes a disk out again, from the running VM too.

@@ -70,6 +70,7 @@ impl Agent {
                 format: DiskFormat::Qcow2,
                 serial: format!("{}-{index}", &id.simple().to_string()[..12]),
                 size,
+                backing: None,
             });
         }
         spec.validate()
@@ -106,7 +107,7 @@ impl Agent {
         vm.refuse_orphan()?;
         if let Some(hold) = vm.dir().hold()? {
             return Err(Error::new(Kind::WrongState, format!("{name} cannot be deleted: {}", hold.reason))
-                .remedy(format!("drydock recovery abort {name}")));
+                .remedy(format!("drydock recovery status {name}")));
         }
         vm.dir().remove()?;
         let _ = std::fs::remove_dir_all(self.store().logs(name));

@@ -6,35 +6,56 @@
 use std::fs::File;
 use std::io::Read;
 use std::os::unix::fs::FileTypeExt;
+use std::path::Path;
 
 use serde_json::{Value, json};
 
-use crate::spec::{DiskFormat, DiskSpec};
+use crate::spec::{Backing, DiskFormat, DiskSpec};
 use crate::{Error, Result};
 
-/// A disk whose image was looked at.
+/// A disk whose image, and the one under it, were looked at.
 #[derive(Clone, Debug)]
 pub struct CheckedDisk {
     spec: DiskSpec,
     block_device: bool,
+    backing: Option<CheckedBacking>,
 }
 
-/// Looks at a disk's image: it is a file or a block device, and names no other file.
+#[derive(Clone, Debug)]
+struct CheckedBacking {
+    image: Backing,
+    block_device: bool,
+}
+
+/// Looks at a disk's images: each is a file or a block device, and names no other file.
 pub fn check(spec: &DiskSpec) -> Result<CheckedDisk> {
     spec.validate()?;
-    let bad = |reason| Error::DiskImage { path: spec.path.clone(), reason };
-    let mut file = File::open(&spec.path).map_err(Error::io("open", &spec.path))?;
-    let kind = file.metadata().map_err(Error::io("look at", &spec.path))?.file_type();
+    let block_device = check_image(&spec.path, spec.format)?;
+    let backing = match &spec.backing {
+        None => None,
+        Some(image) => {
+            let block_device = check_image(&image.path, image.format)?;
+            Some(CheckedBacking { image: image.clone(), block_device })
+        }
+    };
+    Ok(CheckedDisk { spec: spec.clone(), block_device, backing })
+}
+
+/// Whether the image is a block device.
+fn check_image(path: &Path, format: DiskFormat) -> Result<bool> {
+    let bad = |reason| Error::DiskImage { path: path.to_owned(), reason };
+    let mut file = File::open(path).map_err(Error::io("open", path))?;
+    let kind = file.metadata().map_err(Error::io("look at", path))?.file_type();
     let block_device = kind.is_block_device();
     if !block_device && !kind.is_file() {
         return Err(bad("is neither a file nor a block device"));
     }
-    if spec.format == DiskFormat::Qcow2 {
+    if format == DiskFormat::Qcow2 {
         let mut header = Vec::new();
-        file.by_ref().take(80).read_to_end(&mut header).map_err(Error::io("read", &spec.path))?;
+        file.by_ref().take(80).read_to_end(&mut header).map_err(Error::io("read", path))?;
         check_qcow2(&header).map_err(bad)?;
     }
-    Ok(CheckedDisk { spec: spec.clone(), block_device })
+    Ok(block_device)
 }
 
 impl CheckedDisk {
@@ -42,26 +63,46 @@ impl CheckedDisk {
         &self.spec
     }
 
-    /// QEMU's description of the block device, named `node`.
+    /// QEMU's description of the block device, named `node`; the image under an overlay is named
+    /// [`backing_node`].
     pub(crate) fn blockdev(&self, node: &str) -> Value {
-        let file = json!({
-            "driver": if self.block_device { "host_device" } else { "file" },
-            "filename": self.spec.path,
-            "discard": "unmap",
-        });
         let mut blockdev = json!({
             "node-name": node,
             "driver": self.spec.format.driver(),
             "discard": "unmap",
             "detect-zeroes": "unmap",
-            "file": file,
+            "file": {"driver": protocol(self.block_device), "filename": self.spec.path, "discard": "unmap"},
         });
         if self.spec.format == DiskFormat::Qcow2 {
             // the header was checked; should it change before QEMU reads it, this still holds
             blockdev["backing"] = Value::Null;
         }
+        if let Some(CheckedBacking { image, block_device }) = &self.backing {
+            let mut backing = json!({
+                "node-name": backing_node(node),
+                "driver": image.format.driver(),
+                "read-only": true,
+                "discard": "unmap",
+                "file": {
+                    "driver": protocol(*block_device), "filename": image.path, "auto-read-only": true, "discard": "unmap",
+                },
+            });
+            if image.format == DiskFormat::Qcow2 {
+                backing["backing"] = Value::Null;
+            }
+            blockdev["backing"] = backing;
+        }
         blockdev
     }
+}
+
+/// The node under the overlay `node`.
+pub(crate) fn backing_node(node: &str) -> String {
+    format!("{node}-backing")
+}
+
+fn protocol(block_device: bool) -> &'static str {
+    if block_device { "host_device" } else { "file" }
 }
 
 /// The first 80 bytes of a qcow2 image (docs/interop/qcow2.rst in QEMU's sources).

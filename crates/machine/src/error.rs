@@ -76,6 +76,9 @@ pub enum Error {
     /// No hot-attached disk has this serial number, or one has it already.
     #[error("disk {serial}: {reason}")]
     DiskAttachment { serial: String, reason: &'static str },
+    /// An overlay could not be merged into the image under it.
+    #[error("the overlay was not merged: {reason}")]
+    Merge { reason: String },
     /// The VM is not running any more.
     #[error("the VM has ended: {reason}")]
     Ended { reason: String },
@@ -107,6 +110,7 @@ impl Error {
             Self::Switch { .. } => "switch",
             Self::NoFreePort => "no-free-port",
             Self::DiskAttachment { .. } => "disk-attachment",
+            Self::Merge { .. } => "merge",
             Self::Ended { .. } => "ended",
         }
     }

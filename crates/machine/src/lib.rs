@@ -9,7 +9,7 @@
 //! | [`qemu`] | typed spec to QEMU command line; pure |
 //! | [`disk`] | what a disk image must not bring along, and its description for QEMU |
 //! | [`tap`] | a VM's port on a virtual switch |
-//! | [`running`] | a live VM |
+//! | [`running`] | a live VM; its overlays merged while it runs |
 //!
 //! Secrets reach the child processes through pipes that they inherit, never through an argument,
 //! an environment variable or a file.
@@ -17,6 +17,7 @@
 pub mod accel;
 pub mod disk;
 mod error;
+mod merge;
 mod orphan;
 mod process;
 pub mod qemu;
@@ -32,7 +33,7 @@ pub mod tap;
 pub use error::Error;
 pub use orphan::{end_orphan, find_qemu};
 pub use running::{Exit, Running, StartOptions};
-pub use spec::{DiskFormat, DiskSpec, Firmware, NicSpec, Policy, VmSpec};
+pub use spec::{Backing, DiskFormat, DiskSpec, Firmware, NicSpec, Policy, VmSpec};
 
 /// Result of this crate's operations.
 pub type Result<T> = std::result::Result<T, Error>;

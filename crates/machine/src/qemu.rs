@@ -14,8 +14,8 @@ use crate::disk::CheckedDisk;
 use crate::spec::{NicSpec, Policy, VmSpec};
 use crate::{Error, Result};
 
-/// Disks that can be attached to a running VM at the same time.
-pub const HOT_PORTS: usize = 4;
+/// Disks that can be attached to a running VM at the same time: an RG disk, and the overlays of one VM.
+pub const HOT_PORTS: usize = 8;
 /// Root ports share a PCI slot by eights, from this slot on; slot 1 has the random number device.
 const FIRST_SLOT: usize = 2;
 const PORTS_PER_SLOT: usize = 8;

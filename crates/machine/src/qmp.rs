@@ -36,6 +36,11 @@ pub(crate) enum Command {
     NbdServerStart,
     NbdServerStop,
     BlockExportAdd,
+    BlockCommit,
+    BlockJobComplete,
+    QueryBlockJobs,
+    Stop,
+    Cont,
 }
 
 impl Command {
@@ -52,6 +57,11 @@ impl Command {
             Self::NbdServerStart => "nbd-server-start",
             Self::NbdServerStop => "nbd-server-stop",
             Self::BlockExportAdd => "block-export-add",
+            Self::BlockCommit => "block-commit",
+            Self::BlockJobComplete => "block-job-complete",
+            Self::QueryBlockJobs => "query-block-jobs",
+            Self::Stop => "stop",
+            Self::Cont => "cont",
         }
     }
 }

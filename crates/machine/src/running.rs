@@ -298,7 +298,22 @@ impl Running {
         }
     }
 
-    async fn drop_node(&self, node: &str) {
+    pub(crate) fn qmp(&self) -> &Qmp {
+        &self.qmp
+    }
+
+    /// The index by which an attached disk's nodes are named.
+    pub(crate) fn disk_index(&self, serial: &str) -> Result<usize> {
+        let disks = self.disks();
+        disks
+            .attached
+            .iter()
+            .find(|disk| disk.serial == serial)
+            .map(|disk| disk.index)
+            .ok_or_else(|| Error::DiskAttachment { serial: serial.to_owned(), reason: "is not attached" })
+    }
+
+    pub(crate) async fn drop_node(&self, node: &str) {
         let arguments = json!({"node-name": node});
         if let Err(error) = self.qmp.execute(Command::BlockdevDel, arguments).await {
             tracing::warn!(node, %error, "QEMU keeps a disk image open");

@@ -78,6 +78,18 @@ pub struct DiskSpec {
     pub serial: String,
     /// Size that the guest sees, in bytes.
     pub size: u64,
+    /// What shines through where `path`, an overlay, holds nothing. The overlay's own header names no file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backing: Option<Backing>,
+}
+
+/// The image under an overlay. Only read, until the overlay is merged into it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Backing {
+    /// Absolute.
+    pub path: PathBuf,
+    pub format: DiskFormat,
 }
 
 impl DiskSpec {
@@ -176,6 +188,12 @@ impl DiskSpec {
     /// Checks every rule that the fields' docs state.
     pub fn validate(&self) -> Result<()> {
         check_path("disk path", &self.path)?;
+        if let Some(backing) = &self.backing {
+            check_path("disk backing", &backing.path)?;
+            if self.format != DiskFormat::Qcow2 {
+                return refuse("disk backing", "is for an overlay, which is qcow2");
+            }
+        }
         let serial = self.serial.as_bytes();
         if !(1..=36).contains(&serial.len()) || !serial.iter().all(|c| c.is_ascii_alphanumeric() || *c == b'-') {
             return refuse("disk serial", "must be 1 to 36 of A-Z a-z 0-9 and -");
@@ -267,10 +285,15 @@ mod tests {
                 format: DiskFormat::Qcow2,
                 serial: "root".into(),
                 size: 1 << 30,
+                backing: None,
             }],
             nics: vec![NicSpec { switch: "br0".into(), mac: "52:54:00:00:00:01".into() }],
             firmware: Firmware { code: "/fw/code".into(), vars_template: "/fw/vars".into() },
         }
+    }
+
+    fn backing(path: &str) -> Backing {
+        Backing { path: path.into(), format: DiskFormat::Raw }
     }
 
     #[test]
@@ -315,6 +338,11 @@ mod tests {
             ("disk size", |s| s.disks[0].size = 513),
             ("disk size", |s| s.disks[0].size = u64::MAX),
             ("disk path", |s| s.disks[0].path = "nbd:host".into()),
+            ("disk backing", |s| s.disks[0].backing = Some(backing("nbd:host"))),
+            ("disk backing", |s| {
+                s.disks[0].backing = Some(backing("/vm/base.raw"));
+                s.disks[0].format = DiskFormat::Raw;
+            }),
             ("disk path", |s| s.disks[0].path = "/a\nb".into()),
             ("switch", |s| s.nics[0].switch = "../../etc".into()),
             ("switch", |s| s.nics[0].switch = "a".repeat(16)),

@@ -6,10 +6,9 @@ use host::error::{Error, Kind, Result};
 use host::wire::Events;
 
 use crate::api::StatusReport;
-use crate::export::rg_serial;
 use crate::import::{guardian_name, local};
 use crate::journal::{Journal, Side, Step};
-use crate::{reinstate, status};
+use crate::{export, reinstate, status};
 
 /// # Errors
 /// `NotFound` when there is nothing to abort.
@@ -27,7 +26,14 @@ pub(crate) async fn run(agent: &Agent, vm: &str, events: &Events) -> Result<Stat
 
 async fn host_side(agent: &Agent, journal: &mut Journal, events: &Events) -> Result<()> {
     let mut dvm = agent.lock(journal.vm())?;
-    if journal.done(Step::Started) && !reinstate::is_returned(dvm.dir()) {
+    if journal.done(Step::Kept) {
+        return Err(Error::new(
+            Kind::WrongState,
+            format!("{} is repaired and back; the VM as it was before is kept", journal.vm()),
+        )
+        .remedy(format!("to go back to that one: drydock recovery rollback {}", journal.vm())));
+    }
+    if reinstate::is_settled(journal, dvm.dir()) {
         return Err(Error::new(
             Kind::WrongState,
             format!("{} runs repaired, and the VM as it was before is being removed", journal.vm()),
@@ -38,7 +44,7 @@ async fn host_side(agent: &Agent, journal: &mut Journal, events: &Events) -> Res
         && agent.store().vm(&garage).is_ok()
     {
         events.say("detach", format!("detaching the RG disk from {garage}"));
-        agent.lock(&garage)?.detach(&rg_serial(journal.id())).await?;
+        export::detach(journal, dvm.dir(), &mut agent.lock(&garage)?).await?;
     }
     if reinstate::is_returned(dvm.dir()) {
         dvm.stop(true, events).await?;

@@ -11,6 +11,8 @@ pub enum RecoveryRequest {
     RecoveryExport {
         vm: String,
         garage: String,
+        /// The disks travel on the RG disk, as copies.
+        copy: bool,
         stop: bool,
         restart_garage: bool,
     },
@@ -28,6 +30,17 @@ pub enum RecoveryRequest {
     },
     RecoveryReinstate {
         vm: String,
+        /// Keep the VM as it was before its repair.
+        keep_original: bool,
+    },
+    /// Ends the keeping: the repaired VM is the VM.
+    RecoveryCommit {
+        vm: String,
+    },
+    /// Brings back the VM as it was before its repair, where that was kept.
+    RecoveryRollback {
+        vm: String,
+        stop: bool,
     },
     RecoveryStatus {
         vm: Option<String>,

@@ -73,7 +73,8 @@ pub struct Receipt {
 pub struct ReceiptDisk {
     pub serial: String,
     pub size: u64,
-    pub sha256: String,
+    /// Over all bytes of a disk that travelled on the RG disk; none of one that stayed on its host, under an overlay.
+    pub sha256: Option<String>,
 }
 
 fn sign<T: Serialize>(kind: &str, payload: &T, by: &Guardian) -> Result<Vec<u8>> {

@@ -1,9 +1,12 @@
-//! Step 1, fabric admin on the host: the damaged VM goes onto an RG disk, and that into the repair garage.
+//! Step 1, fabric admin on the host: the damaged VM goes onto an RG disk, and that into the repair garage. Its disks
+//! go there as overlays on the originals, or, in copy mode, on the RG disk.
 
 use std::os::unix::fs::MetadataExt;
 
+use garage::Mode;
 use host::api::Hold;
 use host::error::{Context, Error, Kind, Result};
+use host::store::VmDir;
 use host::wire::Events;
 use host::{Agent, VmLock, free_space, image};
 use machine::{DiskFormat, DiskSpec, Policy, VmSpec};
@@ -19,6 +22,7 @@ pub(crate) const GARAGE_OVERHEAD_MIB: u32 = 512;
 const RG_OVERHEAD: u64 = 96 << 20;
 
 pub(crate) struct Options {
+    pub mode: Mode,
     pub stop: bool,
     pub restart_garage: bool,
 }
@@ -43,7 +47,7 @@ pub(crate) async fn run(
     }
     let mut dvm = agent.lock(vm)?;
     let mut vmre = agent.lock(garage)?;
-    let mut journal = resume(agent, vm, garage)?;
+    let mut journal = resume(agent, vm, garage, options.mode)?;
     if let Some(journal) = &journal
         && journal.done(Step::Attached)
     {
@@ -56,7 +60,9 @@ pub(crate) async fn run(
     }
     let journal = match &mut journal {
         Some(journal) => journal,
-        None => journal.insert(Journal::begin(agent.store(), Side::Host, Uuid::new_v4(), vm, Some(garage))?),
+        None => {
+            journal.insert(Journal::begin(agent.store(), Side::Host, Uuid::new_v4(), vm, Some(garage), options.mode)?)
+        }
     };
     if !journal.done(Step::Held) {
         dvm.dir().set_hold(Some(&Hold {
@@ -73,20 +79,23 @@ pub(crate) async fn run(
     let disk = journal.dir().join("rg.vhdx");
     if !journal.done(Step::RgDiskMade) {
         // Complete or not, nobody has written down that it is: a crash came in between.
-        match std::fs::remove_file(&disk) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                return Err(e).context(Kind::Internal, || format!("cannot remove {}", disk.display()));
-            }
-            _ => rg::create(&disk, journal.id(), dvm.dir(), events).await?,
-        }
+        journal.clear_files()?;
+        rg::create(&disk, journal.id(), dvm.dir(), options.mode, events).await?;
         journal.mark(Step::RgDiskMade)?;
     }
     events.say("attach", format!("attaching the RG disk to {garage}"));
+    // The RG disk last: when the garage sees it, everything is there.
+    if options.mode == Mode::Overlay {
+        for overlay in rg::overlays(journal.dir(), journal.id(), &dvm.dir().spec()?) {
+            vmre.attach(&overlay).await?;
+        }
+    }
     vmre.attach(&DiskSpec {
         size: image::info(&disk).await?.virtual_size,
         path: disk,
         format: DiskFormat::Vhdx,
         serial: rg_serial(journal.id()),
+        backing: None,
     })
     .await?;
     journal.mark(Step::Attached)?;
@@ -99,10 +108,29 @@ pub(crate) fn rg_serial(recovery: Uuid) -> String {
     format!("rg-{}", &recovery.simple().to_string()[..16])
 }
 
-fn resume(agent: &Agent, vm: &str, garage: &str) -> Result<Option<Journal>> {
+/// Takes from the garage everything that the export attached.
+pub(crate) async fn detach(journal: &Journal, dvm: &VmDir, garage: &mut VmLock) -> Result<()> {
+    garage.detach(&rg_serial(journal.id())).await?;
+    if journal.mode() == Mode::Overlay {
+        for overlay in rg::overlays(journal.dir(), journal.id(), &dvm.spec()?) {
+            garage.detach(&overlay.serial).await?;
+        }
+    }
+    Ok(())
+}
+
+fn resume(agent: &Agent, vm: &str, garage: &str, mode: Mode) -> Result<Option<Journal>> {
     let Some(journal) = Journal::open_for(agent.store(), vm)? else { return Ok(None) };
     if journal.garage() == Some(garage) {
-        return Ok(Some(journal));
+        if journal.mode() == mode {
+            return Ok(Some(journal));
+        }
+        let (began, flag) = match journal.mode() {
+            Mode::Copy => ("as a copy", "with --copy"),
+            Mode::Overlay => ("in overlay mode", "without --copy"),
+        };
+        return Err(Error::new(Kind::WrongState, format!("the export of {vm} began {began}"))
+            .remedy(format!("go on with it {flag}, or give it up first: drydock recovery abort {vm}")));
     }
     Err(Error::new(
         Kind::WrongState,
@@ -127,7 +155,11 @@ fn check(agent: &Agent, dvm: &mut VmLock, vmre: &mut VmLock, options: &Options) 
             .remedy("stop it first, or let the export restart it: --restart-garage"));
     }
     let mut needed = RG_OVERHEAD;
-    for disk in &damaged.disks {
+    if options.mode == Mode::Overlay {
+        check_ports(&damaged, vmre.dir().attached()?.len(), &garage.name)?;
+    }
+    let copied = damaged.disks.iter().filter(|_| options.mode == Mode::Copy);
+    for disk in copied {
         // What it takes on the disk; asking QEMU would need a lock that a running VM holds.
         let file = std::fs::metadata(&disk.path)
             .context(Kind::NotFound, || format!("{}: the VM's disk cannot be looked at", disk.path.display()))?;
@@ -140,6 +172,22 @@ fn check(agent: &Agent, dvm: &mut VmLock, vmre: &mut VmLock, options: &Options) 
             format!("the RG disk needs {} MiB and {} MiB are free", needed >> 20, free >> 20),
         )
         .remedy(format!("free space below {}", agent.store().root().display())));
+    }
+    Ok(())
+}
+
+/// In overlay mode each disk needs a port of the garage, and so does the RG disk.
+fn check_ports(damaged: &VmSpec, attached: usize, garage: &str) -> Result<()> {
+    let (needed, free) = (damaged.disks.len() + 1, machine::qemu::HOT_PORTS.saturating_sub(attached));
+    if needed > free {
+        return Err(Error::new(
+            Kind::NoSpace,
+            format!(
+                "{} needs {needed} ports in {garage}, one for each disk and one more; {free} are free",
+                damaged.name
+            ),
+        )
+        .remedy("let the disks travel on one: add --copy"));
     }
     Ok(())
 }
@@ -224,6 +272,9 @@ mod tests {
         elsewhere.nics[0].switch = "br1".into();
         let refused = check_specs(&damaged, &elsewhere).unwrap_err();
         assert!(refused.message.contains("different virtual switches"));
+
+        check_ports(&damaged, 1, "vmre").unwrap();
+        assert_eq!(check_ports(&damaged, machine::qemu::HOT_PORTS, "vmre").unwrap_err().kind, Kind::NoSpace);
 
         for open in [
             (VmSpec { policy: Policy::EncryptionSupported, ..damaged.clone() }, good.clone()),

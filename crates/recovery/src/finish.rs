@@ -126,7 +126,7 @@ async fn hand_back(lock: &VmLock, journal: &Journal, guardian: &Guardian, events
     let bundle = rg::pack(&dir.slot(generation))?;
     let mut disks = Vec::new();
     for (index, disk) in spec.disks.iter().enumerate() {
-        let sha256 = device.digest(index, format!("computing the digest of disk {index}"), events).await?;
+        let sha256 = device.close_disk(index, format!("computing the digest of disk {index}"), events).await?;
         disks.push(ReceiptDisk { serial: disk.serial.clone(), size: disk.size, sha256 });
     }
     let receipt = Receipt {

@@ -89,7 +89,7 @@ async fn import(agent: &Agent, guardians: &LocalGuardians, options: &Options, ev
             return Err(Error::new(Kind::WrongState, format!("there is a VM named '{name}' in this garage already"))
                 .remedy("that one is not touched; import into another garage, or move it away first"));
         }
-        None => Journal::begin(agent.store(), Side::Garage, outbound.recovery_id, &name, None)?,
+        None => Journal::begin(agent.store(), Side::Garage, outbound.recovery_id, &name, None, outbound.mode)?,
     };
     if journal.done(Step::PolicyLowered) {
         return Ok(Imported {
@@ -156,7 +156,7 @@ fn garage_name() -> String {
     format!("{} ({})", read("/proc/sys/kernel/hostname"), read("/etc/machine-id"))
 }
 
-/// Makes the VM in the garage's store. Its disks stay where they are, on the RG disk.
+/// Makes the VM in the garage's store. Its disks stay where they are: on the RG disk, or attached beside it.
 fn place(dir: &VmDir, outbound: &rg::Outbound, options: &Options) -> Result<()> {
     dir.remove()?;
     durable::private_dir(dir.path()).context(Kind::Internal, || format!("cannot make {}", dir.path().display()))?;
@@ -168,8 +168,9 @@ fn place(dir: &VmDir, outbound: &rg::Outbound, options: &Options) -> Result<()> 
     dir.switch_to(outbound.generation, outbound.generation)?;
     let mut spec: VmSpec = outbound.spec.clone();
     for (index, disk) in spec.disks.iter_mut().enumerate() {
-        disk.path = rg::partition(index);
+        disk.path = outbound.place(index);
         disk.format = DiskFormat::Raw;
+        disk.backing = None;
     }
     for nic in &mut spec.nics {
         *nic = NicSpec { switch: options.switch.clone(), mac: nic.mac.clone() };

@@ -3,7 +3,8 @@
 //! ```text
 //! STORE/recoveries/ID/journal.json
 //! STORE/recoveries/ID/rg.vhdx        host side: the RG disk
-//! STORE/recoveries/ID/staging/       host side: the VM as it comes back
+//! STORE/recoveries/ID/overlay-N.qcow2  host side, overlay mode: what the repair changes of disk N
+//! STORE/recoveries/ID/staging/       host side: the VM as it comes back; after the exchange, as it was
 //! STORE/recoveries/ID/slot/          garage side: state on its way to the RG disk
 //! ```
 //!
@@ -12,6 +13,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use garage::Mode;
 use host::durable;
 use host::error::{Context, Error, Kind, Result};
 use host::store::{Store, read_json, write_json};
@@ -45,6 +47,8 @@ pub enum Step {
     Copied,
     Swapped,
     Started,
+    Kept,
+    Merged,
     // Garage
     Imported,
     GuardianMade,
@@ -57,11 +61,12 @@ pub enum Step {
     // Both
     Closed,
     Aborted,
+    RolledBack,
 }
 
 impl Step {
     /// All of them, in their order.
-    pub const ALL: [Step; 19] = [
+    pub const ALL: [Step; 22] = [
         Step::Held,
         Step::NestedOn,
         Step::RgDiskMade,
@@ -71,6 +76,8 @@ impl Step {
         Step::Copied,
         Step::Swapped,
         Step::Started,
+        Step::Kept,
+        Step::Merged,
         Step::Imported,
         Step::GuardianMade,
         Step::Requested,
@@ -81,6 +88,7 @@ impl Step {
         Step::Cleaned,
         Step::Closed,
         Step::Aborted,
+        Step::RolledBack,
     ];
 
     /// The command that does this step; where two do it, the one on the host.
@@ -88,13 +96,19 @@ impl Step {
     pub fn command(self) -> &'static str {
         match self {
             Step::Held | Step::NestedOn | Step::RgDiskMade | Step::Attached => "export",
-            Step::Detached | Step::Verified | Step::Copied | Step::Swapped | Step::Started | Step::Closed => {
-                "reinstate"
-            }
+            Step::Detached
+            | Step::Verified
+            | Step::Copied
+            | Step::Swapped
+            | Step::Started
+            | Step::Merged
+            | Step::Closed => "reinstate",
+            Step::Kept => "reinstate --keep-original",
             Step::Imported | Step::GuardianMade | Step::Requested => "import",
             Step::Granted | Step::PolicyLowered => "import --grant",
             Step::PolicyRaised | Step::HandedBack | Step::Cleaned => "finish",
             Step::Aborted => "abort",
+            Step::RolledBack => "rollback",
         }
     }
 }
@@ -126,6 +140,8 @@ struct Data {
     /// The repair garage's name, known on the host.
     #[serde(default)]
     garage: Option<String>,
+    /// How the VM's disks travel.
+    mode: Mode,
     steps: Vec<Entry>,
 }
 
@@ -140,7 +156,7 @@ impl Journal {
     ///
     /// # Errors
     /// When it cannot be written.
-    pub fn begin(store: &Store, side: Side, id: Uuid, vm: &str, garage: Option<&str>) -> Result<Self> {
+    pub fn begin(store: &Store, side: Side, id: Uuid, vm: &str, garage: Option<&str>, mode: Mode) -> Result<Self> {
         let number = Journal::all(store)?.last().map_or(1, |last| last.data.number.saturating_add(1));
         let dir = store.recoveries().join(id.to_string());
         durable::private_dir(&dir).context(Kind::Internal, || format!("cannot make {}", dir.display()))?;
@@ -151,6 +167,7 @@ impl Journal {
             side,
             vm: vm.to_owned(),
             garage: garage.map(str::to_owned),
+            mode,
             steps: Vec::new(),
         };
         let journal = Journal { dir, data };
@@ -222,6 +239,11 @@ impl Journal {
     }
 
     #[must_use]
+    pub fn mode(&self) -> Mode {
+        self.data.mode
+    }
+
+    #[must_use]
     pub fn dir(&self) -> &Path {
         &self.dir
     }
@@ -238,7 +260,7 @@ impl Journal {
 
     #[must_use]
     pub fn is_closed(&self) -> bool {
-        self.done(Step::Closed) || self.done(Step::Aborted)
+        self.done(Step::Closed) || self.done(Step::Aborted) || self.done(Step::RolledBack)
     }
 
     /// Records, durably, that a step is done. Recording it twice changes nothing.
@@ -304,7 +326,8 @@ mod tests {
     #[test]
     fn steps_survive_a_restart() {
         let (_dir, store) = store();
-        let mut journal = Journal::begin(&store, Side::Host, Uuid::new_v4(), "dvm", Some("vmre")).unwrap();
+        let mut journal =
+            Journal::begin(&store, Side::Host, Uuid::new_v4(), "dvm", Some("vmre"), Mode::Overlay).unwrap();
         journal.mark(Step::Held).unwrap();
         journal.mark(Step::Held).unwrap();
         let again = Journal::open_for(&store, "dvm").unwrap().unwrap();
@@ -318,14 +341,14 @@ mod tests {
         let names: std::collections::BTreeSet<String> = Step::ALL.iter().map(Step::to_string).collect();
         assert_eq!(names.len(), Step::ALL.len());
         assert!(Step::ALL.is_sorted());
-        assert_eq!(Step::ALL.last(), Some(&Step::Aborted), "a new last step is missing in ALL");
-        assert_eq!(Step::ALL.len(), Step::Aborted as usize + 1);
+        assert_eq!(Step::ALL.last(), Some(&Step::RolledBack), "a new last step is missing in ALL");
+        assert_eq!(Step::ALL.len(), Step::RolledBack as usize + 1);
     }
 
     #[test]
     fn a_closed_recovery_is_not_open() {
         let (_dir, store) = store();
-        let mut journal = Journal::begin(&store, Side::Garage, Uuid::new_v4(), "dvm", None).unwrap();
+        let mut journal = Journal::begin(&store, Side::Garage, Uuid::new_v4(), "dvm", None, Mode::Copy).unwrap();
         journal.mark(Step::Aborted).unwrap();
         assert!(Journal::open_for(&store, "dvm").unwrap().is_none());
         assert!(Journal::last_for(&store, "dvm").unwrap().is_some());
@@ -334,7 +357,7 @@ mod tests {
     #[test]
     fn a_damaged_journal_is_named() {
         let (_dir, store) = store();
-        let journal = Journal::begin(&store, Side::Host, Uuid::new_v4(), "dvm", None).unwrap();
+        let journal = Journal::begin(&store, Side::Host, Uuid::new_v4(), "dvm", None, Mode::Copy).unwrap();
         fs::write(journal.dir().join("journal.json"), b"{").unwrap();
         let error = Journal::open_for(&store, "dvm").unwrap_err();
         assert_eq!(error.kind, Kind::BadInput);

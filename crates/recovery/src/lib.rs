@@ -2,17 +2,20 @@
 //!
 //! ```text
 //! host:    export ─ Held ─ NestedOn ─ RgDiskMade ─ Attached ┐            ┌ reinstate ─ Detached ─ Verified ─ Copied
-//!                                                           │            │             ─ Swapped ─ Started ─ Closed
+//!                                                           │            │             ─ Swapped ─ Started ─ Merged
+//!                                                           │            │             ─ Closed
 //! garage:                                                   └ import ─ Imported ─ GuardianMade ─ Requested
 //! tenant host:                                                 grant (files only)
 //! garage:                                                     import --grant ─ Granted ─ PolicyLowered
 //!                                                             finish ─ PolicyRaised ─ HandedBack ─ Cleaned ─ Closed
 //! ```
 //!
-//! `abort` leads from any step back to the VM as it was before the export.
+//! With `--keep-original` a reinstatement ends at `Kept`; `commit` goes on from there, `rollback` leads back.
+//! `abort` leads from any earlier step back to the VM as it was before the export.
 
 mod abort;
 pub mod api;
+mod commit;
 mod crash;
 pub mod documents;
 mod export;
@@ -23,6 +26,7 @@ mod import;
 mod journal;
 mod reinstate;
 mod rg;
+mod rollback;
 mod service;
 mod status;
 mod tools;

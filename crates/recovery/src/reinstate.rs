@@ -1,16 +1,26 @@
 //! Step 7, fabric admin on the host: what came back is verified, put in the VM's place, and started. The original
-//! is kept until it runs.
+//! is kept until it runs, and on request for as long as its admin wants.
+//!
+//! ```text
+//! vms/dvm ◀──────── exchanged ────────▶ recoveries/ID/staging
+//!   new state, its disks:                 the VM as it was, its disks:
+//!     copy mode     copies off the RG disk   untouched
+//!     overlay mode  overlays ─▶ links to ──▶ the same, untouched until the merge
+//! ```
 
+use std::ffi::OsStr;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use garage::Mode;
+use host::api::Hold;
 use host::durable;
 use host::error::{Context, Error, Kind, Next, Result};
 use host::store::VmDir;
 use host::wire::Events;
 use host::{Agent, VmLock};
 use key_protector::{Protector, Role};
-use machine::{Policy, VmSpec};
+use machine::{Backing, DiskFormat, DiskSpec, Policy, VmSpec};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use time::OffsetDateTime;
 
@@ -18,7 +28,7 @@ use crate::api::StatusReport;
 use crate::documents::{self, Receipt};
 use crate::export::rg_serial;
 use crate::journal::{Journal, Side, Step};
-use crate::{rg, status};
+use crate::{commit, export, rg, status};
 
 /// A file in the VM's directory that says: this is the one that came back.
 const RETURNED: &str = "returned";
@@ -27,9 +37,12 @@ const RETURNED: &str = "returned";
 ///
 /// # Errors
 /// `WrongState` when the owner has not finished, `BadInput` for anything altered, stale or of another VM.
-pub(crate) async fn run(agent: &Agent, vm: &str, events: &Events) -> Result<StatusReport> {
+pub(crate) async fn run(agent: &Agent, vm: &str, keep_original: bool, events: &Events) -> Result<StatusReport> {
     let mut dvm = agent.lock(vm)?;
     let mut journal = open_journal(agent, vm)?;
+    if journal.done(Step::Kept) {
+        return Ok(status::describe(&journal));
+    }
     let disk = journal.dir().join("rg.vhdx");
     if !journal.done(Step::Detached) {
         events.say("look", "looking at what the owner handed back");
@@ -40,7 +53,7 @@ pub(crate) async fn run(agent: &Agent, vm: &str, events: &Events) -> Result<Stat
         rg::require_handed_back(&disk, &serial, garage.as_mut()).await?;
         if let Some(garage) = &mut garage {
             events.say("detach", format!("detaching the RG disk from {}", garage.dir().name()));
-            garage.detach(&serial).await?;
+            export::detach(&journal, dvm.dir(), garage).await?;
         }
         journal.mark(Step::Detached)?;
     }
@@ -61,20 +74,40 @@ pub(crate) async fn run(agent: &Agent, vm: &str, events: &Events) -> Result<Stat
         start(agent, &mut dvm, &mut journal, events).await?;
         journal.mark(Step::Started)?;
     }
-    // From here on there is no way back.
-    let marker = dvm.dir().path().join(RETURNED);
-    match fs::remove_file(&marker) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-            return Err(e).context(Kind::Internal, || format!("cannot remove {}", marker.display()));
-        }
-        _ => durable::sync_parent(&marker).context(Kind::Internal, || "cannot flush the VM's folder".into())?,
+    if keep_original && is_returned(dvm.dir()) {
+        dvm.dir().set_hold(Some(&Hold {
+            recovery_id: journal.id(),
+            reason: "the VM as it was before its repair is kept; commit or roll back the recovery first".into(),
+            may_start: true,
+        }))?;
+        journal.mark(Step::Kept)?;
+        return Ok(status::describe(&journal));
     }
-    journal.clear_files()?;
-    journal.mark(Step::Closed)?;
-    Ok(status::describe(&journal))
+    commit::close(&mut dvm, &mut journal, events).await
 }
 
-fn open_journal(agent: &Agent, vm: &str) -> Result<Journal> {
+/// From here on there is no way back: the directory in the VM's place is the VM.
+pub(crate) fn settle(dir: &VmDir) -> Result<()> {
+    let marker = dir.path().join(RETURNED);
+    match fs::remove_file(&marker) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+            Err(e).context(Kind::Internal, || format!("cannot remove {}", marker.display()))
+        }
+        _ => durable::sync_parent(&marker).context(Kind::Internal, || "cannot flush the VM's folder".into()),
+    }
+}
+
+/// Whether [`settle`] was called: the repaired VM is in its place for good. An exchange that was taken back a moment
+/// before a crash, and not written down, is not that.
+pub(crate) fn is_settled(journal: &Journal, dir: &VmDir) -> bool {
+    journal.done(Step::Started)
+        && journal.done(Step::Swapped)
+        && !is_returned(dir)
+        && !staging(journal).join(RETURNED).exists()
+}
+
+/// The recovery of this VM that is open on this host.
+pub(crate) fn open_journal(agent: &Agent, vm: &str) -> Result<Journal> {
     let journal = Journal::open_for(agent.store(), vm)?.ok_or_else(|| {
         Error::new(Kind::NotFound, format!("{vm} is in no recovery on this host"))
             .remedy(format!("drydock recovery status {vm}"))
@@ -114,6 +147,9 @@ async fn verify(journal: &Journal, original: &VmDir) -> Result<Back> {
     let wrong = |field: &str, why: String| {
         Err(Error::new(Kind::BadInput, format!("{what}: field '{field}': {why}")).remedy(give_up.clone()))
     };
+    if handback.mode != journal.mode() {
+        return wrong("mode", "its disks travelled another way".into());
+    }
     if handback.recovery_id != journal.id() {
         return wrong("recovery_id", "it is of another recovery".into());
     }
@@ -147,7 +183,9 @@ async fn verify(journal: &Journal, original: &VmDir) -> Result<Back> {
         (
             "receipt.disks",
             receipt.disks.len() == spec.disks.len()
-                && receipt.disks.iter().zip(&spec.disks).all(|(r, d)| r.serial == d.serial && r.size == d.size),
+                && receipt.disks.iter().zip(&spec.disks).all(|(r, d)| {
+                    r.serial == d.serial && r.size == d.size && r.sha256.is_some() == (journal.mode() == Mode::Copy)
+                }),
         ),
     ];
     for (field, holds) in expected {
@@ -173,22 +211,10 @@ async fn stage(journal: &Journal, original: &VmDir, back: &Back, events: &Events
     }
     durable::private_dir(&path.join("slots")).context(Kind::Internal, || format!("cannot make {}", path.display()))?;
     let dir = VmDir::at(path.clone(), original.name().to_owned());
-    let spec: VmSpec = VmSpec { policy: Policy::Shielded, ..original.spec()? };
-    for (index, (disk, receipt)) in spec.disks.iter().zip(&back.receipt.disks).enumerate() {
-        let file = disk.path.file_name().ok_or_else(|| {
-            Error::new(Kind::BadInput, format!("disk {index} of {} has no file name", original.name()))
-        })?;
-        let sha256 = back.contents.extract(index, &path.join(file), disk.size, events).await?;
-        if sha256 != receipt.sha256 {
-            return Err(Error::new(
-                Kind::BadInput,
-                format!(
-                    "the RG disk: disk {index} is not what the owner signed: digest {sha256}, signed {}",
-                    receipt.sha256
-                ),
-            )
-            .remedy("it was altered or damaged after `recovery finish`; abort and start again"));
-        }
+    let mut spec: VmSpec = VmSpec { policy: Policy::Shielded, ..original.spec()? };
+    match journal.mode() {
+        Mode::Copy => copy_disks(&mut spec, &path, original, back, events).await?,
+        Mode::Overlay => link_disks(&mut spec, &path, original, journal).await?,
     }
     back.contents.unpack(&dir.slot(back.generation))?;
     dir.write_protector(back.generation, &back.protector)?;
@@ -196,6 +222,53 @@ async fn stage(journal: &Journal, original: &VmDir, back: &Back, events: &Events
     durable::write_atomic(&path.join(RETURNED), journal.id().to_string().as_bytes())
         .context(Kind::Internal, || format!("cannot write into {}", path.display()))?;
     dir.write_spec(&spec)
+}
+
+/// The disks as they came back, off the RG disk.
+async fn copy_disks(spec: &mut VmSpec, staging: &Path, original: &VmDir, back: &Back, events: &Events) -> Result<()> {
+    for (index, (disk, receipt)) in spec.disks.iter_mut().zip(&back.receipt.disks).enumerate() {
+        let file = format!("disk-{index}.qcow2");
+        let sha256 = back.contents.extract(index, &staging.join(&file), disk.size, events).await?;
+        let signed = receipt.sha256.as_deref().unwrap_or("nothing");
+        if sha256 != signed {
+            return Err(Error::new(
+                Kind::BadInput,
+                format!("the RG disk: disk {index} is not what the owner signed: digest {sha256}, signed {signed}"),
+            )
+            .remedy("it was altered or damaged after `recovery finish`; abort and start again"));
+        }
+        // Where it is after the exchange.
+        disk.path = original.path().join(file);
+        disk.format = DiskFormat::Qcow2;
+    }
+    Ok(())
+}
+
+/// The overlays as they came back, on links to the original disks: nothing is copied, and both directories are whole.
+async fn link_disks(spec: &mut VmSpec, staging: &Path, original: &VmDir, journal: &Journal) -> Result<()> {
+    let link = |from: &Path, name: &OsStr| {
+        fs::hard_link(from, staging.join(name))
+            .context(Kind::Internal, || format!("cannot link {} into {}", from.display(), staging.display()))
+    };
+    for (index, disk) in spec.disks.iter_mut().enumerate() {
+        let overlay = rg::overlay(journal.dir(), index);
+        rg::check_overlay(overlay.clone(), disk.size).await?;
+        let name = format!("disk-{index}.repair.qcow2");
+        link(&overlay, name.as_ref())?;
+        // One that lies elsewhere stays there, for both.
+        if let Some(file) = disk.path.file_name().filter(|_| disk.path.parent() == Some(original.path())) {
+            link(&disk.path, file)?;
+        }
+        let below = Backing { path: disk.path.clone(), format: disk.format };
+        *disk = DiskSpec {
+            path: original.path().join(name),
+            format: DiskFormat::Qcow2,
+            backing: Some(below),
+            serial: disk.serial.clone(),
+            size: disk.size,
+        };
+    }
+    durable::sync_parent(&staging.join("vm.json")).context(Kind::Internal, || "cannot flush the links".into())
 }
 
 /// Exchanges the two directories in one step: at no moment is there no VM.

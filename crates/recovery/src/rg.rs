@@ -5,14 +5,14 @@ use std::path::{Path, PathBuf};
 
 use garage::container::{self, Format, Source};
 use garage::device::Places;
-use garage::{Bundle, Cancel, Contents as RawContents, Device as RawDevice, Digest, Direction, Layout, Manifest};
+use garage::{Bundle, Cancel, Contents as RawContents, Device as RawDevice, Digest, Direction, Layout, Manifest, Mode};
 use host::VmLock;
 use host::error::{Context, Error, Kind, Result};
 use host::image;
 use host::store::VmDir;
 use host::wire::Events;
 use key_protector::Protector;
-use machine::{DiskFormat, VmSpec};
+use machine::{Backing, DiskFormat, DiskSpec, VmSpec};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use uuid::Uuid;
@@ -28,9 +28,61 @@ struct Shape {
     generation: u64,
 }
 
-/// The disks' partition names; udev links them to the devices, on every boot anew.
-pub(crate) fn partition(index: usize) -> PathBuf {
-    Places::default().by_partlabel.join(garage::layout::disk_name(index))
+/// Where the garage finds disk `index`: a partition's name, or an overlay's serial number. udev links both to the
+/// devices, on every boot anew.
+fn place(mode: Mode, recovery: Uuid, index: usize) -> PathBuf {
+    match mode {
+        Mode::Copy => Places::default().by_partlabel.join(garage::layout::disk_name(index)),
+        Mode::Overlay => garage::device::overlay_path(&Places::default(), recovery, index),
+    }
+}
+
+/// The overlays of a recovery, as they are attached to the garage: each on one of the VM's disks.
+pub(crate) fn overlays(dir: &Path, recovery: Uuid, vm: &VmSpec) -> Vec<DiskSpec> {
+    vm.disks
+        .iter()
+        .enumerate()
+        .map(|(index, disk)| DiskSpec {
+            path: overlay(dir, index),
+            format: DiskFormat::Qcow2,
+            serial: garage::layout::overlay_serial(recovery, index),
+            size: disk.size,
+            backing: Some(Backing { path: disk.path.clone(), format: disk.format }),
+        })
+        .collect()
+}
+
+/// The file that holds what a repair changes of disk `index`.
+pub(crate) fn overlay(dir: &Path, index: usize) -> PathBuf {
+    dir.join(format!("overlay-{index}.qcow2"))
+}
+
+/// Checks what the garage left in an overlay, as an image; what is in it, nobody but its owner can judge.
+///
+/// # Errors
+/// `BadInput` when it is damaged.
+pub(crate) async fn check_overlay(path: PathBuf, size: u64) -> Result<()> {
+    blocking(move || garage::overlay::check(&path, size, &Cancel::new())).await.map_err(not_ours_to_trust)
+}
+
+/// Merges an overlay into the image under it while no VM uses them.
+///
+/// # Errors
+/// `Interrupted` when the client went away: both images together are the disk, as before.
+pub(crate) async fn merge(index: usize, disk: &DiskSpec, backing: &Backing, events: &Events) -> Result<()> {
+    let (overlay, below) = (disk.path.clone(), Source { path: backing.path.clone(), format: format(backing.format) });
+    work(events, "merge", format!("merging disk {index}"), move |progress, cancel| {
+        garage::overlay::merge(&overlay, &below, progress, cancel)
+    })
+    .await
+}
+
+fn format(format: DiskFormat) -> Format {
+    match format {
+        DiskFormat::Raw => Format::Raw,
+        DiskFormat::Qcow2 => Format::Qcow2,
+        DiskFormat::Vhdx => Format::Vhdx,
+    }
 }
 
 /// Packs the sealed state of a slot.
@@ -44,11 +96,12 @@ pub(crate) fn pack(slot: &Path) -> Result<Bundle> {
 
 const PROTECTOR: &str = "protector.xml";
 
-/// Makes the RG disk with the VM's disks, sealed state, protector and specification on it.
+/// Makes the RG disk with the VM's sealed state, protector and specification on it, and its disks; or, in overlay
+/// mode, empty overlays beside it.
 ///
 /// # Errors
 /// `Interrupted` when the client went away; nothing is left then.
-pub(crate) async fn create(target: &Path, recovery: Uuid, vm: &VmDir, events: &Events) -> Result<()> {
+pub(crate) async fn create(target: &Path, recovery: Uuid, vm: &VmDir, mode: Mode, events: &Events) -> Result<()> {
     let spec = vm.spec()?;
     let generation = vm.current()?;
     let protector = vm.protector(generation)?;
@@ -63,14 +116,16 @@ pub(crate) async fn create(target: &Path, recovery: Uuid, vm: &VmDir, events: &E
             )
             .remedy("the disk or vm.json was altered outside drydock; restore it"));
         }
-        let format = match disk.format {
-            DiskFormat::Raw => Format::Raw,
-            DiskFormat::Qcow2 => Format::Qcow2,
-            DiskFormat::Vhdx => Format::Vhdx,
-        };
-        sources.push(Source { path: disk.path.clone(), format });
+        sources.push(Source { path: disk.path.clone(), format: format(disk.format) });
     }
-    let sizes: Vec<u64> = spec.disks.iter().map(|disk| disk.size).collect();
+    let overlays: Vec<(PathBuf, u64)> = match (mode, target.parent()) {
+        (Mode::Overlay, Some(dir)) => spec.disks.iter().enumerate().map(|(i, d)| (overlay(dir, i), d.size)).collect(),
+        _ => Vec::new(),
+    };
+    if mode == Mode::Overlay {
+        sources.clear();
+    }
+    let sizes: Vec<u64> = spec.disks.iter().take(sources.len()).map(|disk| disk.size).collect();
     let layout = Layout::plan(&sizes)
         .context(Kind::BadInput, || format!("the disks of {} do not fit on an RG disk", spec.name))?;
     let bundle = pack(&vm.slot(generation))?;
@@ -80,7 +135,10 @@ pub(crate) async fn create(target: &Path, recovery: Uuid, vm: &VmDir, events: &E
         .zip(0u32..)
         .map(|(disk, index)| garage::Disk {
             index,
-            name: garage::layout::disk_name(index as usize),
+            name: match mode {
+                Mode::Copy => garage::layout::disk_name(index as usize),
+                Mode::Overlay => garage::layout::overlay_serial(recovery, index as usize),
+            },
             size: disk.size,
             serial: disk.serial.clone(),
             sha256: None,
@@ -93,6 +151,7 @@ pub(crate) async fn create(target: &Path, recovery: Uuid, vm: &VmDir, events: &E
         vm_id: spec.id,
         vm_name: spec.name.clone(),
         direction: Direction::Outbound,
+        mode,
         created: now(),
         disks,
         spec: serde_json::to_string(&Shape { spec: spec.clone(), generation })
@@ -102,8 +161,14 @@ pub(crate) async fn create(target: &Path, recovery: Uuid, vm: &VmDir, events: &E
         receipt: None,
     };
     let target = target.to_path_buf();
-    let message = format!("copying {} onto the RG disk", spec.name);
+    let message = match mode {
+        Mode::Copy => format!("copying {} onto the RG disk", spec.name),
+        Mode::Overlay => format!("making the RG disk and the overlays of {}", spec.name),
+    };
     work(events, "rg-disk", message, move |progress, cancel| {
+        for (path, size) in &overlays {
+            garage::overlay::create(path, *size, cancel)?;
+        }
         container::create(&target, &layout, &manifest, &bundle, &sources, progress, cancel)
     })
     .await
@@ -122,6 +187,7 @@ pub(crate) struct Device {
 /// The damaged VM as it arrived.
 pub(crate) struct Outbound {
     pub recovery_id: Uuid,
+    pub mode: Mode,
     pub spec: VmSpec,
     pub generation: u64,
     pub protector: Protector,
@@ -129,6 +195,11 @@ pub(crate) struct Outbound {
 }
 
 impl Outbound {
+    /// Where disk `index` is in this garage.
+    pub(crate) fn place(&self, index: usize) -> PathBuf {
+        place(self.mode, self.recovery_id, index)
+    }
+
     pub(crate) fn unpack(&self, slot: &Path) -> Result<()> {
         unpack(&self.bundle, slot)
     }
@@ -186,18 +257,37 @@ impl Device {
         let protector = Protector::parse(&manifest.protector)
             .context(Kind::BadInput, || format!("{path}: manifest: field 'protector' is not a key protector"))?;
         let bundle = self.device.bundle().map_err(lift)?;
-        Ok(Outbound { recovery_id: manifest.recovery_id, spec, generation: shape.generation, protector, bundle })
+        if manifest.mode == Mode::Overlay {
+            for (index, disk) in spec.disks.iter().enumerate() {
+                let path = place(manifest.mode, manifest.recovery_id, index);
+                garage::device::check_overlay(&path, disk.size).map_err(lift)?;
+            }
+        }
+        Ok(Outbound {
+            recovery_id: manifest.recovery_id,
+            mode: manifest.mode,
+            spec,
+            generation: shape.generation,
+            protector,
+            bundle,
+        })
     }
 
-    /// SHA-256 of a disk as it lies on the RG disk.
+    /// Ends the repair of a disk: all of it is durable, and its digest is taken if it lies on the RG disk. One that
+    /// stayed on its host, under an overlay, went over no wire and through no copy that a digest would vouch for.
     ///
     /// # Errors
     /// `Interrupted` when the client went away.
-    pub(crate) async fn digest(&self, index: usize, message: String, events: &Events) -> Result<String> {
+    pub(crate) async fn close_disk(&self, index: usize, message: String, events: &Events) -> Result<Option<String>> {
+        if self.manifest.mode == Mode::Overlay {
+            let path = place(self.manifest.mode, self.manifest.recovery_id, index);
+            blocking(move || garage::device::flush_overlay(&path)).await?;
+            return Ok(None);
+        }
         let device = self.device.clone();
         work(events, "digest", message, move |progress, cancel| device.digest_disk(index, progress, cancel))
             .await
-            .map(|digest| digest.to_string())
+            .map(|digest| Some(digest.to_string()))
     }
 
     /// Writes the repaired VM's state and papers. The old ones are in force until the last write.
@@ -219,7 +309,7 @@ impl Device {
         next.spec =
             serde_json::to_string(&shape).context(Kind::Internal, || "cannot write the specification".into())?;
         for (disk, signed) in next.disks.iter_mut().zip(&receipt.disks) {
-            disk.sha256 = signed.sha256.parse().ok();
+            disk.sha256 = signed.sha256.as_ref().and_then(|digest| digest.parse().ok());
         }
         next.sequence = next
             .sequence
@@ -248,6 +338,7 @@ pub(crate) struct Contents {
 /// The papers of a hand-back.
 pub(crate) struct Handback {
     pub recovery_id: Uuid,
+    pub mode: Mode,
     pub vm_id: Uuid,
     pub generation: u64,
     pub protector: Protector,
@@ -328,6 +419,7 @@ impl Contents {
         let protector = Protector::parse(&manifest.protector).context(Kind::BadInput, || bad("protector"))?;
         Ok(Handback {
             recovery_id: manifest.recovery_id,
+            mode: manifest.mode,
             vm_id: manifest.vm_id,
             generation: shape.generation,
             protector,

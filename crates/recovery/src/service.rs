@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use garage::Mode;
 use host::Agent;
 use host::error::{Error, Kind, Result};
 use host::server::{Outcome, Service};
@@ -11,7 +12,7 @@ use serde::Deserialize;
 
 use crate::api::{GarageInfo, RecoveryRequest};
 use crate::garage_key::GarageKey;
-use crate::{abort, export, finish, import, reinstate, status};
+use crate::{abort, commit, export, finish, import, reinstate, rollback, status};
 
 /// An agent that knows recoveries.
 pub struct AgentService {
@@ -43,8 +44,9 @@ impl Service for AgentService {
         let value = match request {
             Request::Vm(request) => return vm_request(agent, request, &events).await,
             Request::Recovery(request) => match request {
-                RecoveryRequest::RecoveryExport { vm, garage, stop, restart_garage } => {
-                    let options = export::Options { stop, restart_garage };
+                RecoveryRequest::RecoveryExport { vm, garage, copy, stop, restart_garage } => {
+                    let mode = if copy { Mode::Copy } else { Mode::Overlay };
+                    let options = export::Options { mode, stop, restart_garage };
                     to_value(&export::run(agent, &vm, &garage, options, &events).await?)?
                 }
                 RecoveryRequest::RecoveryImport { grant, grant_name, switch, hours, install } => {
@@ -56,7 +58,13 @@ impl Service for AgentService {
                 RecoveryRequest::RecoveryFinish { vm, stop } => {
                     to_value(&finish::run(agent, vm.as_deref(), stop, &events).await?)?
                 }
-                RecoveryRequest::RecoveryReinstate { vm } => to_value(&reinstate::run(agent, &vm, &events).await?)?,
+                RecoveryRequest::RecoveryReinstate { vm, keep_original } => {
+                    to_value(&reinstate::run(agent, &vm, keep_original, &events).await?)?
+                }
+                RecoveryRequest::RecoveryCommit { vm } => to_value(&commit::run(agent, &vm, &events).await?)?,
+                RecoveryRequest::RecoveryRollback { vm, stop } => {
+                    to_value(&rollback::run(agent, &vm, stop, &events).await?)?
+                }
                 RecoveryRequest::GarageInit => {
                     import::local(agent)?;
                     let key = GarageKey::ensure(agent.store()).await?.public()?;

@@ -36,8 +36,21 @@ fn sentence(journal: &Journal) -> String {
     if done(Step::Aborted) {
         return format!("the recovery was aborted; {vm} is as it was before.");
     }
+    if done(Step::RolledBack) {
+        return format!("the recovery was rolled back; {vm} is as it was before.");
+    }
     match journal.side() {
-        Side::Host if done(Step::Closed) => format!("{vm} was repaired and runs on the fabric again, shielded."),
+        Side::Host if done(Step::Closed) => format!("{vm} was repaired and is back on the fabric, shielded."),
+        Side::Host if done(Step::Merged) => {
+            format!("{vm} is repaired and back; run `drydock recovery reinstate {vm}` again to close the recovery.")
+        }
+        Side::Host if done(Step::Kept) => format!(
+            "{vm} is repaired and back, and the VM as it was before is kept; when all is well: \
+             `drydock recovery commit {vm}`; to go back: `drydock recovery rollback {vm}`."
+        ),
+        Side::Host if done(Step::Started) => {
+            format!("{vm} runs repaired, its changes are not merged yet; run `drydock recovery reinstate {vm}` again.")
+        }
         Side::Host if done(Step::Swapped) => {
             format!("{vm} is back in its place but has not started; run `drydock recovery reinstate {vm}` again.")
         }

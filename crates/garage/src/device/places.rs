@@ -13,6 +13,8 @@ use crate::layout::Layout;
 pub struct Places {
     /// Links from partition names to nodes, made by udev.
     pub by_partlabel: PathBuf,
+    /// Links from serial numbers to disks, made by udev.
+    pub by_id: PathBuf,
     /// The kernel's list of disks and partitions.
     pub sys_class_block: PathBuf,
     /// The device nodes.
@@ -23,6 +25,7 @@ impl Default for Places {
     fn default() -> Self {
         Self {
             by_partlabel: "/dev/disk/by-partlabel".into(),
+            by_id: "/dev/disk/by-id".into(),
             sys_class_block: "/sys/class/block".into(),
             dev: "/dev".into(),
         }

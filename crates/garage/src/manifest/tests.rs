@@ -14,6 +14,7 @@ fn manifest(sequence: u64) -> Manifest {
         vm_id: Uuid::from_u128(2),
         vm_name: "web-1".into(),
         direction: Direction::Outbound,
+        mode: Mode::Copy,
         created: 1_700_000_000,
         disks: vec![Disk {
             index: 0,
@@ -175,6 +176,36 @@ fn layout_must_agree() {
         one.check_layout(&Layout::plan(&[MIB, MIB]).unwrap()).unwrap_err(),
         ManifestError::DiskCount { manifest: 1, partitions: 2 }
     ));
+}
+
+#[test]
+fn an_overlay_has_no_partition_and_one_name() {
+    let overlay = || Manifest {
+        mode: Mode::Overlay,
+        disks: vec![Disk { name: overlay_serial(Uuid::from_u128(1), 0), ..manifest(1).disks[0].clone() }],
+        ..manifest(1)
+    };
+    let mut part = partition();
+    write_first(&mut part, &overlay()).unwrap();
+    assert_eq!(read(&mut part).unwrap(), overlay());
+    assert!(overlay().check_layout(&Layout::plan(&[]).unwrap()).is_ok());
+    // A disk of the same size on the RG disk is not the overlay.
+    assert!(overlay().check_layout(&Layout::plan(&[MIB]).unwrap()).is_err());
+    assert!(manifest(1).check_layout(&Layout::plan(&[]).unwrap()).is_err());
+    let wrong: [fn(&mut Manifest); 7] = [
+        |m| m.disks.clear(),
+        |m| m.disks[0].name = "dd-disk-0".into(),
+        |m| m.disks[0].name = "../../sda".into(),
+        |m| m.disks[0].name = overlay_serial(Uuid::max(), 0),
+        |m| m.disks[0].index = 1,
+        |m| m.disks[0].size = 513,
+        |m| m.disks = vec![m.disks[0].clone(); 65],
+    ];
+    for change in wrong {
+        let mut bad = overlay();
+        change(&mut bad);
+        assert!(write_first(&mut partition(), &bad).is_err(), "{:?}", bad.disks);
+    }
 }
 
 proptest! {

@@ -43,7 +43,7 @@ impl Sandbox {
         let path = self.path(&format!("{serial}.qcow2"));
         let size = 64 * MIB;
         qemu_img(&["create", "-q", "-f", "qcow2", path.to_str().unwrap(), "64M"]);
-        DiskSpec { path, format: DiskFormat::Qcow2, serial: serial.into(), size }
+        DiskSpec { path, format: DiskFormat::Qcow2, serial: serial.into(), size, backing: None }
     }
 }
 
@@ -72,4 +72,28 @@ pub fn all_bytes(dir: &Path) -> Vec<u8> {
 
 pub fn contains(haystack: &[u8], needle: &[u8]) -> bool {
     haystack.windows(needle.len()).any(|w| w == needle)
+}
+
+/// A folder on a file system of its own, which is full after some MiB.
+pub struct SmallFolder(PathBuf);
+
+impl SmallFolder {
+    /// Needs root, as everything that makes taps does.
+    pub fn new(path: &Path, mib: u64) -> Self {
+        std::fs::create_dir(path).unwrap();
+        let options = format!("size={mib}m,mode=700");
+        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", &options, "tmpfs"]).arg(path).status().unwrap();
+        assert!(mounted.success(), "cannot mount a tmpfs; run the tests as root");
+        Self(path.to_owned())
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for SmallFolder {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
 }

@@ -1,0 +1,112 @@
+//! Merging an overlay into the image under it while the VM runs.
+//!
+//! ```text
+//! block-commit ── copies what the overlay holds ──> ready ── guest paused ── pivot ── `settled` ── guest goes on
+//!      └─ fails: the VM runs on both images, as before
+//! ```
+//! Until the pivot the overlay holds everything, so a merge that ended anywhere can be done again. The guest is
+//! paused from the pivot until the caller has written down that the overlay does not count any more: at no moment
+//! is there a write in one image only while the other one is what the next start would use.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::sync::broadcast::Receiver;
+use tokio::sync::broadcast::error::RecvError;
+
+use crate::qmp::{Command, Event};
+use crate::running::Running;
+use crate::{Error, Result, disk, qemu};
+
+/// How often a job is asked for its progress.
+const PROGRESS: Duration = Duration::from_millis(500);
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Until {
+    /// Everything is copied; new writes go to both images.
+    Ready,
+    /// The guest uses the image below.
+    Pivoted,
+}
+
+impl Running {
+    /// Merges the overlay of the disk with this serial number into its backing image, and makes the VM use that.
+    /// `settled` runs while the guest is paused; `progress` gets bytes done and in all.
+    ///
+    /// # Errors
+    /// [`Error::DiskAttachment`] for a disk that is not attached; QEMU's refusal; what `settled` says. The VM goes on
+    /// in any case, and the merge can be tried again unless `settled` was called.
+    pub async fn merge_overlay<E: From<Error>>(
+        &self,
+        serial: &str,
+        mut progress: impl FnMut(u64, u64),
+        settled: impl FnOnce() -> std::result::Result<(), E>,
+    ) -> std::result::Result<(), E> {
+        let index = self.disk_index(serial)?;
+        let (node, job) = (qemu::disk_node(index), format!("merge-{index}"));
+        let mut events = self.qmp().events();
+        match self.job(&job).await? {
+            Some(job) if job["ready"] == true => {}
+            // One that an earlier call left behind.
+            Some(_) => self.job_until(&job, Until::Ready, &mut events, &mut progress).await?,
+            None => {
+                let arguments = json!({"job-id": job, "device": node, "base-node": disk::backing_node(&node)});
+                self.qmp().execute(Command::BlockCommit, arguments).await?;
+                self.job_until(&job, Until::Ready, &mut events, &mut progress).await?;
+            }
+        }
+        self.qmp().execute(Command::Stop, json!({})).await?;
+        let pivot = async {
+            self.qmp().execute(Command::BlockJobComplete, json!({"device": job})).await?;
+            self.job_until(&job, Until::Pivoted, &mut events, &mut progress).await
+        }
+        .await;
+        let done = pivot.map_err(E::from).and_then(|()| settled());
+        self.qmp().execute(Command::Cont, json!({})).await?;
+        done?;
+        self.drop_node(&node).await;
+        Ok(())
+    }
+
+    async fn job(&self, id: &str) -> Result<Option<Value>> {
+        let jobs = self.qmp().execute(Command::QueryBlockJobs, json!({})).await?;
+        let jobs = jobs.as_array().ok_or(Error::QmpProtocol { reason: "no list of block jobs" })?;
+        Ok(jobs.iter().find(|job| job["device"] == id).cloned())
+    }
+
+    async fn job_until(
+        &self,
+        id: &str,
+        until: Until,
+        events: &mut Receiver<Event>,
+        progress: &mut impl FnMut(u64, u64),
+    ) -> Result<()> {
+        loop {
+            match tokio::time::timeout(PROGRESS, events.recv()).await {
+                Ok(Ok(event)) if event.data["device"] == id => match event.name.as_str() {
+                    "BLOCK_JOB_READY" if until == Until::Ready => return Ok(()),
+                    "BLOCK_JOB_COMPLETED" => {
+                        return match event.data["error"].as_str() {
+                            None if until == Until::Pivoted => Ok(()),
+                            why => Err(Error::Merge { reason: why.unwrap_or("it ended early").to_owned() }),
+                        };
+                    }
+                    _ => {}
+                },
+                Ok(Ok(_)) => {}
+                Ok(Err(RecvError::Closed)) => return Err(Error::QmpClosed),
+                // Events may have been missed, or none came: the job itself knows.
+                Ok(Err(RecvError::Lagged(_))) | Err(_) => match self.job(id).await? {
+                    Some(job) => {
+                        progress(job["offset"].as_u64().unwrap_or(0), job["len"].as_u64().unwrap_or(0));
+                        if until == Until::Ready && job["ready"] == true {
+                            return Ok(());
+                        }
+                    }
+                    None if until == Until::Pivoted => return Ok(()),
+                    None => return Err(Error::Merge { reason: "it ended without a word".into() }),
+                },
+            }
+        }
+    }
+}

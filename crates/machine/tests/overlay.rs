@@ -1,0 +1,106 @@
+//! A VM on an overlay, merged while it runs into what lies under it.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use common::{Sandbox, verdict};
+use key_protector::TransportKey;
+use machine::accel::Accel;
+use machine::record::SealedRecord;
+use machine::{Backing, DiskFormat, Error, Policy, Running, StartOptions, state};
+
+fn write(image: &str, format: &str, pattern: &str, at: &str, length: &str) {
+    let command = format!("write -P {pattern} {at} {length}");
+    let output =
+        std::process::Command::new("qemu-io").args(["-f", format, "-c", &command, image]).output().expect("qemu-utils");
+    assert!(output.status.success(), "{output:?}");
+}
+
+fn holds(image: &str, format: &str, pattern: &str, at: &str, length: &str) -> bool {
+    let command = format!("read -P {pattern} {at} {length}");
+    let output =
+        std::process::Command::new("qemu-io").args(["-f", format, "-c", &command, image]).output().expect("qemu-utils");
+    assert!(output.status.success() || output.status.code() == Some(1), "{output:?}");
+    output.status.success() && !String::from_utf8_lossy(&output.stdout).contains("failed")
+}
+
+#[tokio::test]
+async fn an_overlay_is_merged_into_every_format_while_the_vm_runs() {
+    for format in [DiskFormat::Raw, DiskFormat::Qcow2, DiskFormat::Vhdx] {
+        let sandbox = Sandbox::new();
+        let mut spec = sandbox.spec(Policy::Shielded);
+        let overlay = spec.disks[0].path.to_str().unwrap().to_owned();
+        let base = sandbox.path("base");
+        let (below, driver) = (base.to_str().unwrap(), format.driver());
+        common::qemu_img(&["create", "-q", "-f", driver, below, "64M"]);
+        write(below, driver, "1", "0", "2M");
+        write(&overlay, "qcow2", "2", "1M", "64k");
+        spec.disks[0].backing = Some(Backing { path: base.clone(), format });
+        let before = std::fs::read(&base).unwrap();
+
+        let (key, slot) = (TransportKey::generate(), sandbox.path("slot"));
+        let record = SealedRecord::new(&spec, 1);
+        state::create(&slot, &key, &record, &"c".repeat(64), &spec.firmware).await.unwrap();
+        let options = || StartOptions { accel: verdict(Accel::Tcg), log_dir: sandbox.path("log"), console: false };
+        let running = Running::start(&spec, &slot, &key, &record, options()).await.unwrap();
+        assert_eq!(std::fs::read(&base).unwrap(), before, "{driver}: a start writes into the image below");
+
+        let unknown = running.merge_overlay("other", |_, _| (), || Ok::<(), Error>(())).await.unwrap_err();
+        assert!(matches!(unknown, Error::DiskAttachment { .. }));
+        let mut settled = false;
+        running
+            .merge_overlay(
+                "root",
+                |_, _| (),
+                || {
+                    settled = true;
+                    Ok::<(), Error>(())
+                },
+            )
+            .await
+            .unwrap();
+        assert!(settled && running.is_alive());
+        // The overlay is closed and can go; the VM goes on without it.
+        common::qemu_img(&["check", "-q", &overlay]);
+        std::fs::remove_file(&overlay).unwrap();
+        running.kill().await;
+        assert!(holds(below, driver, "1", "0", "1M"), "{driver}: what was below is gone");
+        assert!(holds(below, driver, "2", "1M", "64k"), "{driver}: what was above did not arrive");
+        assert!(!holds(below, driver, "1", "0", "2M"));
+        assert!(holds(below, driver, "1", "1088k", "960k"), "{driver}: more was written than the overlay held");
+
+        spec.disks[0].path = base;
+        spec.disks[0].format = format;
+        spec.disks[0].backing = None;
+        let running = Running::start(&spec, &slot, &key, &record, options()).await.unwrap();
+        let none = running.merge_overlay("root", |_, _| (), || Ok::<(), Error>(())).await.unwrap_err();
+        assert!(matches!(none, Error::Qmp { .. }), "{none}");
+        running.kill().await;
+    }
+}
+
+#[tokio::test]
+async fn an_overlay_that_does_not_fit_is_kept_and_the_vm_goes_on() {
+    let sandbox = Sandbox::new();
+    let mut spec = sandbox.spec(Policy::Shielded);
+    let overlay = spec.disks[0].path.to_str().unwrap().to_owned();
+    write(&overlay, "qcow2", "2", "0", "4M");
+    let folder = common::SmallFolder::new(&sandbox.path("small"), 1);
+    let base = folder.path().join("base.qcow2");
+    common::qemu_img(&["create", "-q", "-f", "qcow2", base.to_str().unwrap(), "64M"]);
+    spec.disks[0].backing = Some(Backing { path: base, format: DiskFormat::Qcow2 });
+    let (key, slot) = (TransportKey::generate(), sandbox.path("slot"));
+    let record = SealedRecord::new(&spec, 1);
+    state::create(&slot, &key, &record, &"c".repeat(64), &spec.firmware).await.unwrap();
+    let options = StartOptions { accel: verdict(Accel::Tcg), log_dir: sandbox.path("log"), console: false };
+    let running = Running::start(&spec, &slot, &key, &record, options).await.unwrap();
+    let full = running
+        .merge_overlay("root", |_, _| (), || -> Result<(), Error> { panic!("settled, although nothing was merged") })
+        .await
+        .unwrap_err();
+    assert!(matches!(full, Error::Merge { .. }), "{full}");
+    assert!(full.to_string().contains("space"), "{full}");
+    assert!(running.is_alive());
+    running.kill().await;
+    assert!(holds(&overlay, "qcow2", "2", "0", "4M"), "the overlay lost something");
+}

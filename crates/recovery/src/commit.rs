@@ -1,0 +1,78 @@
+//! The end of a recovery: what the repair changed is merged into the original disks, the rest of the original goes.
+
+use host::error::{Context, Error, Kind, Result};
+use host::wire::Events;
+use host::{Agent, VmLock};
+use machine::{DiskSpec, VmSpec};
+
+use crate::api::StatusReport;
+use crate::journal::{Journal, Step};
+use crate::{reinstate, rg, status};
+
+/// Ends the keeping of an original.
+///
+/// # Errors
+/// `WrongState` when none is kept.
+pub(crate) async fn run(agent: &Agent, vm: &str, events: &Events) -> Result<StatusReport> {
+    let mut dvm = agent.lock(vm)?;
+    let mut journal = kept(agent, vm)?;
+    close(&mut dvm, &mut journal, events).await
+}
+
+/// The recovery of a VM whose original is kept.
+pub(crate) fn kept(agent: &Agent, vm: &str) -> Result<Journal> {
+    let journal = reinstate::open_journal(agent, vm)?;
+    if !journal.done(Step::Kept) {
+        return Err(Error::new(Kind::WrongState, status::describe(&journal).sentence)
+            .remedy("an original is kept after: drydock recovery reinstate VM --keep-original"));
+    }
+    Ok(journal)
+}
+
+/// Merges what there is to merge and closes the recovery. There is no way back from its first write on; and it can be
+/// run again from wherever it was stopped.
+pub(crate) async fn close(dvm: &mut VmLock, journal: &mut Journal, events: &Events) -> Result<StatusReport> {
+    if !journal.done(Step::Merged) {
+        let spec = dvm.dir().spec()?;
+        if spec.disks.iter().any(|disk| disk.backing.is_some()) {
+            dvm.refuse_orphan()?;
+        }
+        reinstate::settle(dvm.dir())?;
+        for index in 0..spec.disks.len() {
+            merge(dvm, index, events).await?;
+        }
+        journal.mark(Step::Merged)?;
+    }
+    dvm.dir().set_hold(None)?;
+    journal.clear_files()?;
+    journal.mark(Step::Closed)?;
+    Ok(status::describe(journal))
+}
+
+/// Merges one disk's overlay, through the VM's QEMU if it runs. Until the specification says otherwise, both images
+/// together are the disk.
+async fn merge(dvm: &mut VmLock, index: usize, events: &Events) -> Result<()> {
+    let spec = dvm.dir().spec()?;
+    let Some((disk, backing)) = spec.disks.get(index).and_then(|disk| Some((disk, disk.backing.as_ref()?))) else {
+        return Ok(());
+    };
+    let merged = merged(&spec, index);
+    if dvm.is_running() {
+        dvm.merge_overlay(&disk.serial, &format!("merging disk {index} of {}", spec.name), &merged, events).await?;
+    } else {
+        rg::merge(index, disk, backing, events).await?;
+        dvm.dir().write_spec(&merged)?;
+    }
+    std::fs::remove_file(&disk.path).context(Kind::Internal, || format!("cannot remove {}", disk.path.display()))
+}
+
+/// The VM on the image below alone.
+fn merged(spec: &VmSpec, index: usize) -> VmSpec {
+    let mut spec = spec.clone();
+    if let Some(disk) = spec.disks.get_mut(index)
+        && let Some(below) = disk.backing.take()
+    {
+        *disk = DiskSpec { path: below.path, format: below.format, ..disk.clone() };
+    }
+    spec
+}
