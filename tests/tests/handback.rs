@@ -1,8 +1,11 @@
 //! What a tenant with full control of their garage hands back, and what the fabric's host makes of it. Whatever is
 //! wrong, the refusal names it, the original is untouched, and `abort` gives it back.
 
+use std::process::Command;
+
 use anyhow::{Context, Result, ensure};
-use drydock_tests::tenant::{Draft, Plan, hand_back, recovery_guardian, rg_disk};
+use drydock_tests::process::run;
+use drydock_tests::tenant::{Draft, Plan, hand_back, overlay, recovery_guardian, repair, rg_disk};
 use drydock_tests::world::World;
 use machine::Policy;
 use time::{Duration, OffsetDateTime};
@@ -15,16 +18,19 @@ const KEY_RELEASE: i32 = 7;
 
 struct Bench {
     world: World,
+    export: Vec<&'static str>,
     failures: Vec<String>,
     cases: usize,
 }
 
 impl Bench {
-    fn new() -> Result<Self> {
+    fn new(more: &[&'static str]) -> Result<Self> {
+        let mut export = vec!["recovery", "export", "dvm", "--to", "vmre"];
+        export.extend(more);
         let world = World::new()?;
         world.create_blank("dvm", &["--memory", "256"])?;
         world.create_blank("vmre", &["--memory", "1024", "--nested"])?;
-        Ok(Bench { world, failures: Vec::new(), cases: 0 })
+        Ok(Bench { world, export, failures: Vec::new(), cases: 0 })
     }
 
     /// Exports, hands back what `prepare` makes of it, expects `reinstate` to refuse, aborts, and compares.
@@ -42,7 +48,7 @@ impl Bench {
     fn try_case(&self, code: i32, says: &str, prepare: impl FnOnce(&World) -> Result<()>) -> Result<()> {
         let world = &self.world;
         let before = world.fingerprint("vms/dvm")?;
-        world.admin_json(&["recovery", "export", "dvm", "--to", "vmre", "--copy"])?;
+        world.admin_json(&self.export)?;
         let result = prepare(world).context("preparing").and_then(|()| {
             let reinstated = world.admin(&["recovery", "reinstate", "dvm"])?;
             ensure!(reinstated.code == code, "exit code {}, not {code}: {}", reinstated.code, reinstated.stderr);
@@ -63,9 +69,24 @@ impl Bench {
     }
 }
 
+impl Bench {
+    /// The same garage, honest, is taken back and started.
+    fn control(self) -> Result<()> {
+        let world = &self.world;
+        world.admin_json(&self.export)?;
+        hand_back(world, "dvm", &Plan::default(), |_| Ok(()))?;
+        let report = world.admin_json(&["recovery", "reinstate", "dvm"])?;
+        assert_eq!(report["closed"], true);
+        assert_eq!(world.admin_json(&["vm", "show", "dvm"])?["state"], "running");
+        world.admin(&["vm", "stop", "dvm", "--force"])?.ok()?;
+        assert!(self.failures.is_empty(), "{} of {} cases: {:?}", self.failures.len(), self.cases, self.failures);
+        self.world.close()
+    }
+}
+
 #[test]
 fn nothing_wrong_comes_back() -> Result<()> {
-    let mut bench = Bench::new()?;
+    let mut bench = Bench::new(&["--copy"])?;
 
     bench.case("nothing handed back yet", WRONG_STATE, "has not handed dvm back yet", |_| Ok(()));
     bench.spoiled("another recovery's manifest", "'recovery_id'", |draft| {
@@ -109,6 +130,10 @@ fn nothing_wrong_comes_back() -> Result<()> {
     });
     bench.spoiled("a disk altered after it was signed", "disk 0 is not what the owner signed", |draft| {
         draft.late_write = Some((1 << 20, b"altered".to_vec()));
+        Ok(())
+    });
+    bench.spoiled("a copied disk without a digest", "'receipt.disks'", |draft| {
+        draft.receipt.disks[0].sha256 = None;
         Ok(())
     });
     bench.spoiled("another disk's serial number", "'receipt.disks'", |draft| {
@@ -176,15 +201,59 @@ fn nothing_wrong_comes_back() -> Result<()> {
         Ok(std::fs::write(rg_disk(world, "dvm")?, "not a disk at all\n")?)
     });
 
-    // The control: the same garage, honest, is taken back and started.
-    let world = &bench.world;
-    world.admin_json(&["recovery", "export", "dvm", "--to", "vmre", "--copy"])?;
-    hand_back(world, "dvm", &Plan::default(), |_| Ok(()))?;
-    let report = world.admin_json(&["recovery", "reinstate", "dvm"])?;
-    assert_eq!(report["closed"], true);
-    assert_eq!(world.admin_json(&["vm", "show", "dvm"])?["state"], "running");
-    world.admin(&["vm", "stop", "dvm", "--force"])?.ok()?;
+    bench.control()
+}
 
-    assert!(bench.failures.is_empty(), "{} of {} cases: {:?}", bench.failures.len(), bench.cases, bench.failures);
-    bench.world.close()
+/// The same in overlay mode, where the disks never left the host.
+#[test]
+fn nothing_wrong_comes_back_on_an_overlay() -> Result<()> {
+    let mut bench = Bench::new(&[])?;
+    bench.case("nothing handed back yet", WRONG_STATE, "has not handed dvm back yet", |_| Ok(()));
+    bench.spoiled("another recovery's manifest", "'recovery_id'", |draft| {
+        draft.manifest.recovery_id = Uuid::new_v4();
+        draft.manifest.disks[0].name = garage::layout::overlay_serial(draft.manifest.recovery_id, 0);
+        Ok(())
+    });
+    bench.spoiled("an earlier recovery's receipt", "'receipt.recovery_id'", |draft| {
+        draft.receipt.recovery_id = Uuid::new_v4();
+        Ok(())
+    });
+    bench.spoiled("a digest that nobody could check", "'receipt.disks'", |draft| {
+        draft.receipt.disks[0].sha256 = Some("0".repeat(64));
+        Ok(())
+    });
+    bench.spoiled("another disk's size", "'receipt.disks'", |draft| {
+        draft.receipt.disks[0].size += 4096;
+        Ok(())
+    });
+    let qemu_img = |world: &World, before: &[&str], after: &[&str]| -> Result<()> {
+        let mut command = Command::new("qemu-img");
+        command.args(before).arg(overlay(world, "dvm")?).args(after);
+        run(&mut command, b"", std::time::Duration::from_secs(60))?.ok().map(drop)
+    };
+    bench.case("a longer overlay", BAD_INPUT, "overlay-0.qcow2", |world| {
+        hand_back(world, "dvm", &Plan::default(), |_| Ok(()))?;
+        qemu_img(world, &["resize", "-q", "-f", "qcow2"], &["+1M"])
+    });
+    bench.case("an overlay that names a file of the host", BAD_INPUT, "backing file", |world| {
+        hand_back(world, "dvm", &Plan::default(), |_| Ok(()))?;
+        qemu_img(world, &["rebase", "-u", "-q", "-f", "qcow2", "-F", "raw", "-b", "/etc/passwd"], &[])
+    });
+    bench.case("a damaged overlay", BAD_INPUT, "overlay-0.qcow2", |world| {
+        use std::os::unix::fs::FileExt;
+        repair(world, "dvm", 1 << 20, 1 << 16)?;
+        hand_back(world, "dvm", &Plan::default(), |_| Ok(()))?;
+        // The level 1 table, in the fourth cluster, now points into nowhere.
+        let file = std::fs::OpenOptions::new().write(true).open(overlay(world, "dvm")?)?;
+        Ok(file.write_all_at(&[0x80, 0, 0, 0, 0x77, 0, 0, 0], 3 << 16)?)
+    });
+    bench.case("no overlay", BAD_INPUT, "disk 0", |world| {
+        hand_back(world, "dvm", &Plan::default(), |_| Ok(()))?;
+        Ok(std::fs::remove_file(overlay(world, "dvm")?)?)
+    });
+    bench.case("a policy left lowered", REFUSED, "policy", |world| {
+        let plan = Plan { policy: Policy::EncryptionSupported, ..Plan::default() };
+        hand_back(world, "dvm", &plan, |_| Ok(()))
+    });
+    bench.control()
 }

@@ -71,6 +71,7 @@ impl Agent {
                 serial: format!("{}-{index}", &id.simple().to_string()[..12]),
                 size,
                 backing: None,
+                opaque: false,
             });
         }
         spec.validate()

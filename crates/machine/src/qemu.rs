@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use crate::accel::{Accel, Verdict};
 use crate::disk::CheckedDisk;
-use crate::spec::{NicSpec, Policy, VmSpec};
+use crate::spec::{DiskSpec, NicSpec, Policy, VmSpec};
 use crate::{Error, Result};
 
 /// Disks that can be attached to a running VM at the same time: an RG disk, and the overlays of one VM.
@@ -175,12 +175,16 @@ pub(crate) fn disk_id(index: usize) -> String {
 
 /// The `index`th disk, behind a root port.
 pub(crate) fn disk_device(disk: &CheckedDisk, index: usize, port: usize) -> Value {
+    // Never what QEMU finds out about the device behind it.
+    let block = if disk.spec().opaque { DiskSpec::OPAQUE_BLOCK } else { 512 };
     json!({
         "driver": "virtio-blk-pci",
         "id": disk_id(index),
         "drive": disk_node(index),
         "bus": format!("port{port}"),
         "serial": disk.spec().serial_seen(),
+        "logical_block_size": block,
+        "physical_block_size": block,
     })
 }
 

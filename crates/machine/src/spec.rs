@@ -81,6 +81,10 @@ pub struct DiskSpec {
     /// What shines through where `path`, an overlay, holds nothing. The overlay's own header names no file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub backing: Option<Backing>,
+    /// The guest does not look for partitions on it: shown with blocks of [`DiskSpec::OPAQUE_BLOCK`] bytes, in which
+    /// no GPT for the usual 512 is found. For a disk that carries another machine's partitions, names and all.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub opaque: bool,
 }
 
 /// The image under an overlay. Only read, until the overlay is merged into it.
@@ -95,6 +99,8 @@ pub struct Backing {
 impl DiskSpec {
     /// How much of a serial number virtio-blk shows (`VIRTIO_BLK_ID_BYTES`).
     pub const SERIAL_SEEN: usize = 20;
+    /// Bytes in a block of an opaque disk.
+    pub const OPAQUE_BLOCK: u64 = 4096;
 }
 
 /// A network card on a virtual switch.
@@ -201,6 +207,9 @@ impl DiskSpec {
         if self.size == 0 || self.size > MAX_DISK_SIZE || !self.size.is_multiple_of(SECTOR) {
             return refuse("disk size", "must be whole sectors, 512 bytes to 64 TiB");
         }
+        if self.opaque && !self.size.is_multiple_of(Self::OPAQUE_BLOCK) {
+            return refuse("disk size", "must be whole blocks of 4096 bytes for an opaque disk");
+        }
         Ok(())
     }
 
@@ -286,6 +295,7 @@ mod tests {
                 serial: "root".into(),
                 size: 1 << 30,
                 backing: None,
+                opaque: false,
             }],
             nics: vec![NicSpec { switch: "br0".into(), mac: "52:54:00:00:00:01".into() }],
             firmware: Firmware { code: "/fw/code".into(), vars_template: "/fw/vars".into() },
@@ -342,6 +352,10 @@ mod tests {
             ("disk backing", |s| {
                 s.disks[0].backing = Some(backing("/vm/base.raw"));
                 s.disks[0].format = DiskFormat::Raw;
+            }),
+            ("disk size", |s| {
+                s.disks[0].opaque = true;
+                s.disks[0].size += 512;
             }),
             ("disk path", |s| s.disks[0].path = "/a\nb".into()),
             ("switch", |s| s.nics[0].switch = "../../etc".into()),

@@ -96,6 +96,7 @@ pub(crate) async fn run(
         format: DiskFormat::Vhdx,
         serial: rg_serial(journal.id()),
         backing: None,
+        opaque: false,
     })
     .await?;
     journal.mark(Step::Attached)?;
@@ -157,6 +158,7 @@ fn check(agent: &Agent, dvm: &mut VmLock, vmre: &mut VmLock, options: &Options) 
     let mut needed = RG_OVERHEAD;
     if options.mode == Mode::Overlay {
         check_ports(&damaged, vmre.dir().attached()?.len(), &garage.name)?;
+        check_blocks(&damaged)?;
     }
     let copied = damaged.disks.iter().filter(|_| options.mode == Mode::Copy);
     for disk in copied {
@@ -190,6 +192,18 @@ fn check_ports(damaged: &VmSpec, attached: usize, garage: &str) -> Result<()> {
         .remedy("let the disks travel on one: add --copy"));
     }
     Ok(())
+}
+
+/// An overlay is shown to the garage in blocks of 4096 bytes.
+fn check_blocks(damaged: &VmSpec) -> Result<()> {
+    match damaged.disks.iter().find(|disk| !disk.size.is_multiple_of(DiskSpec::OPAQUE_BLOCK)) {
+        None => Ok(()),
+        Some(disk) => Err(Error::new(
+            Kind::BadInput,
+            format!("disk {} has {} bytes, which are no whole blocks of 4096", disk.serial, disk.size),
+        )
+        .remedy("let the disks travel on the RG disk: add --copy")),
+    }
 }
 
 /// The checks that need only the two specifications.
@@ -275,6 +289,18 @@ mod tests {
 
         check_ports(&damaged, 1, "vmre").unwrap();
         assert_eq!(check_ports(&damaged, machine::qemu::HOT_PORTS, "vmre").unwrap_err().kind, Kind::NoSpace);
+
+        let mut odd = damaged.clone();
+        odd.disks.push(DiskSpec {
+            path: "/odd".into(),
+            format: DiskFormat::Raw,
+            serial: "odd".into(),
+            size: 4096 + 512,
+            backing: None,
+            opaque: false,
+        });
+        check_blocks(&damaged).unwrap();
+        assert!(check_blocks(&odd).unwrap_err().remedy.is_some_and(|next| next.contains("--copy")));
 
         for open in [
             (VmSpec { policy: Policy::EncryptionSupported, ..damaged.clone() }, good.clone()),

@@ -171,6 +171,7 @@ fn place(dir: &VmDir, outbound: &rg::Outbound, options: &Options) -> Result<()> 
         disk.path = outbound.place(index);
         disk.format = DiskFormat::Raw;
         disk.backing = None;
+        disk.opaque = false;
     }
     for nic in &mut spec.nics {
         *nic = NicSpec { switch: options.switch.clone(), mac: nic.mac.clone() };

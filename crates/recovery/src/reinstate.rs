@@ -252,6 +252,10 @@ async fn link_disks(spec: &mut VmSpec, staging: &Path, original: &VmDir, journal
     };
     for (index, disk) in spec.disks.iter_mut().enumerate() {
         let overlay = rg::overlay(journal.dir(), index);
+        let image = DiskSpec { path: overlay.clone(), format: DiskFormat::Qcow2, ..disk.clone() };
+        machine::disk::check(&image)
+            .context(Kind::BadInput, || format!("what came back of disk {index}"))
+            .or_next(|| "it was altered outside the repair: abort the recovery and export again".into())?;
         rg::check_overlay(overlay.clone(), disk.size).await?;
         let name = format!("disk-{index}.repair.qcow2");
         link(&overlay, name.as_ref())?;
@@ -266,6 +270,7 @@ async fn link_disks(spec: &mut VmSpec, staging: &Path, original: &VmDir, journal
             backing: Some(below),
             serial: disk.serial.clone(),
             size: disk.size,
+            opaque: false,
         };
     }
     durable::sync_parent(&staging.join("vm.json")).context(Kind::Internal, || "cannot flush the links".into())

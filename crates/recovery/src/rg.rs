@@ -48,6 +48,7 @@ pub(crate) fn overlays(dir: &Path, recovery: Uuid, vm: &VmSpec) -> Vec<DiskSpec>
             serial: garage::layout::overlay_serial(recovery, index),
             size: disk.size,
             backing: Some(Backing { path: disk.path.clone(), format: disk.format }),
+            opaque: true,
         })
         .collect()
 }

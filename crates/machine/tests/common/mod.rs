@@ -43,7 +43,7 @@ impl Sandbox {
         let path = self.path(&format!("{serial}.qcow2"));
         let size = 64 * MIB;
         qemu_img(&["create", "-q", "-f", "qcow2", path.to_str().unwrap(), "64M"]);
-        DiskSpec { path, format: DiskFormat::Qcow2, serial: serial.into(), size, backing: None }
+        DiskSpec { path, format: DiskFormat::Qcow2, serial: serial.into(), size, backing: None, opaque: false }
     }
 }
 
