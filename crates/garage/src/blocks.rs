@@ -46,10 +46,12 @@ impl Blocks for FileBlocks {
 
     fn write_at(&mut self, offset: u64, data: &[u8]) -> io::Result<()> {
         check_range(self.size, offset, data.len())?;
+        fault::write()?;
         self.file.write_all_at(data, offset)
     }
 
     fn flush(&mut self) -> io::Result<()> {
+        fault::write()?;
         self.file.sync_all()
     }
 }

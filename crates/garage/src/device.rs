@@ -44,7 +44,9 @@ pub fn check_overlay(path: &Path, size: u64) -> Result<()> {
 
 /// Returns when everything that was written to the overlay at `path` is durable. The nested VM must be off.
 pub fn flush_overlay(path: &Path) -> Result<()> {
-    open(path, true)?.sync_all().map_err(Error::io(path, "flush"))
+    fault::write()
+        .and_then(|()| std::fs::File::options().write(true).open(path)?.sync_all())
+        .map_err(Error::io(path, "flush"))
 }
 
 /// An RG disk as the garage sees it. Holds paths, no open files.

@@ -181,6 +181,7 @@ impl Blocks for Nbd {
     fn write_at(&mut self, mut offset: u64, data: &[u8]) -> io::Result<()> {
         check_range(self.size, offset, data.len())?;
         for piece in data.chunks(MAX_REQUEST) {
+            fault::write()?;
             self.send(Request::Write, offset, piece.len() as u32)?;
             self.stream.write_all(piece)?;
             self.reply()?;

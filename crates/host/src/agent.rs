@@ -14,6 +14,7 @@ use tokio::sync::OwnedMutexGuard;
 use crate::api::{AgentInfo, PowerState, VmStatus};
 use crate::console::Console;
 use crate::error::{Context, Error, Kind, Next, Result};
+use crate::holder::{Held, Holders};
 use crate::keys::KeySource;
 use crate::store::{Store, VmDir};
 use crate::wire::Events;
@@ -36,6 +37,7 @@ pub struct Agent {
     keys: KeySource,
     accel: Arc<Chooser>,
     cells: Mutex<HashMap<String, Cell>>,
+    holders: Holders,
 }
 
 /// What can go wrong in a merge: on QEMU's side or on ours.
@@ -53,6 +55,8 @@ impl From<machine::Error> for MergeError {
 /// Exclusive use of one VM. Everybody else is told that it is busy.
 pub struct VmLock {
     dir: VmDir,
+    // Before the guard: nobody who gets the VM next is still told of this one.
+    _held: Held,
     live: OwnedMutexGuard<Option<Live>>,
 }
 
@@ -222,7 +226,7 @@ impl VmLock {
 impl Agent {
     #[must_use]
     pub fn new(store: Store, keys: KeySource, accel: Chooser) -> Self {
-        Agent { store, keys, accel: Arc::new(accel), cells: Mutex::new(HashMap::new()) }
+        Agent { store, keys, accel: Arc::new(accel), cells: Mutex::new(HashMap::new()), holders: Holders::default() }
     }
 
     #[must_use]
@@ -271,9 +275,12 @@ impl Agent {
     /// `Busy` while another operation has it.
     pub fn lock_dir(&self, dir: VmDir) -> Result<VmLock> {
         match self.cell(dir.name()).try_lock_owned() {
-            Ok(live) => Ok(VmLock { dir, live }),
-            Err(_) => Err(Error::new(Kind::Busy, format!("another command is working on {}", dir.name()))
-                .remedy("wait for it to end, then run this one again")),
+            Ok(live) => Ok(VmLock { _held: self.holders.enter(dir.name()), dir, live }),
+            Err(_) => Err(Error::new(
+                Kind::Busy,
+                format!("{} is being worked on: {}", dir.name(), self.holders.who(dir.name())),
+            )
+            .remedy("wait for that to end, then run this one again")),
         }
     }
 
@@ -450,7 +457,8 @@ impl Agent {
         let stops = names.into_iter().map(|name| async move {
             let cell = self.cell(&name);
             let Ok(dir) = self.store.vm_dir(&name) else { return };
-            let mut vm = VmLock { dir, live: cell.lock_owned().await };
+            let live = cell.lock_owned().await;
+            let mut vm = VmLock { _held: self.holders.enter(&name), dir, live };
             if let Err(error) = vm.stop(false, events).await {
                 tracing::warn!(vm = name, %error, "cutting the power");
                 let _ = vm.stop(true, events).await;

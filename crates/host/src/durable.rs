@@ -11,6 +11,7 @@ use std::path::Path;
 /// # Errors
 /// Whatever the file system answers; a partial temporary file is removed.
 pub fn write_atomic(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    fault::write()?;
     let partial = partial_name(path);
     let written = write_new(&partial, bytes).and_then(|()| fs::rename(&partial, path));
     if written.is_err() {
@@ -41,6 +42,7 @@ fn partial_name(path: &Path) -> std::path::PathBuf {
 /// # Errors
 /// Whatever the file system answers.
 pub fn sync_parent(path: &Path) -> io::Result<()> {
+    fault::write()?;
     match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => File::open(parent)?.sync_all(),
         _ => File::open(".")?.sync_all(),
@@ -52,6 +54,7 @@ pub fn sync_parent(path: &Path) -> io::Result<()> {
 /// # Errors
 /// Whatever the file system answers.
 pub fn private_dir(path: &Path) -> io::Result<()> {
+    fault::write()?;
     match DirBuilder::new().recursive(true).mode(0o700).create(path) {
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
         other => other,
@@ -82,6 +85,7 @@ pub fn read_bounded(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
 /// # Errors
 /// Whatever the file system answers; a file that is already gone is fine.
 pub fn destroy_file(path: &Path) -> io::Result<()> {
+    fault::write()?;
     let file = match OpenOptions::new().write(true).open(path) {
         Ok(file) => file,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),

@@ -10,6 +10,7 @@ mod console;
 mod create;
 pub mod durable;
 pub mod error;
+mod holder;
 pub mod image;
 pub mod keys;
 pub mod server;

@@ -12,6 +12,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use crate::error::{Context, Error, Kind, Result};
+use crate::holder::in_the_name_of;
 use crate::wire::{Events, Line, MAX_REQUEST};
 
 /// What a request comes to.
@@ -103,7 +104,8 @@ async fn connection<S: Service>(mut stream: UnixStream, service: &S) -> io::Resu
         return send(&mut stream, &Line::Error(refused)).await;
     }
     let (sender, mut progress) = mpsc::channel(64);
-    let call = service.call(&line, Events::new(sender));
+    let caller = caller(&line, peer.uid(), peer.pid());
+    let call = in_the_name_of(caller, service.call(&line, Events::new(sender)));
     tokio::pin!(call);
     let mut probe = [0u8; 1];
     let mut client_left = false;
@@ -137,6 +139,18 @@ async fn connection<S: Service>(mut stream: UnixStream, service: &S) -> io::Resu
         }
         Err(error) => send(&mut stream, &Line::Error(error)).await,
     }
+}
+
+/// What is asked and by whom, for whoever wants the same VM meanwhile.
+fn caller(line: &[u8], uid: u32, pid: Option<i32>) -> String {
+    #[derive(serde::Deserialize)]
+    struct Named {
+        op: String,
+    }
+    // What it is not, the service says.
+    let op = serde_json::from_slice::<Named>(line).map_or_else(|_| "a request".into(), |named| named.op);
+    let process = pid.map(|pid| format!(" (process {pid})")).unwrap_or_default();
+    format!("{} by user {uid}{process}", op.chars().take(40).collect::<String>())
 }
 
 async fn send(stream: &mut UnixStream, line: &Line) -> io::Result<()> {

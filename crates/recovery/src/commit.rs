@@ -1,6 +1,9 @@
 //! The end of a recovery: what the repair changed is merged into the original disks, the rest of the original goes.
 
+use std::{fs, io};
+
 use host::error::{Context, Error, Kind, Result};
+use host::store::VmDir;
 use host::wire::Events;
 use host::{Agent, VmLock};
 use machine::{DiskSpec, VmSpec};
@@ -40,6 +43,7 @@ pub(crate) async fn close(dvm: &mut VmLock, journal: &mut Journal, events: &Even
         reinstate::settle(dvm.dir())?;
         for index in 0..spec.disks.len() {
             merge(dvm, index, events).await?;
+            remove_overlay(dvm.dir(), index)?;
         }
         journal.mark(Step::Merged)?;
     }
@@ -63,7 +67,18 @@ async fn merge(dvm: &mut VmLock, index: usize, events: &Events) -> Result<()> {
         rg::merge(index, disk, backing, events).await?;
         dvm.dir().write_spec(&merged)?;
     }
-    std::fs::remove_file(&disk.path).context(Kind::Internal, || format!("cannot remove {}", disk.path.display()))
+    Ok(())
+}
+
+/// Also one that an earlier run merged and could not remove any more.
+fn remove_overlay(dir: &VmDir, index: usize) -> Result<()> {
+    let path = reinstate::overlay_in(dir.path(), index);
+    match fault::write().and_then(|()| fs::remove_file(&path)) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => {
+            Err(e).context(Kind::Internal, || format!("cannot remove {}", path.display()))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// The VM on the image below alone.

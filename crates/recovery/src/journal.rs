@@ -299,7 +299,8 @@ impl Journal {
                 continue;
             }
             let path = entry.path();
-            let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+            let removed = fault::write()
+                .and_then(|()| if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) });
             removed.context(Kind::Internal, || format!("cannot remove {}", path.display()))?;
         }
         Ok(())

@@ -89,7 +89,7 @@ pub(crate) async fn run(agent: &Agent, vm: &str, keep_original: bool, events: &E
 /// From here on there is no way back: the directory in the VM's place is the VM.
 pub(crate) fn settle(dir: &VmDir) -> Result<()> {
     let marker = dir.path().join(RETURNED);
-    match fs::remove_file(&marker) {
+    match fault::write().and_then(|()| fs::remove_file(&marker)) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
             Err(e).context(Kind::Internal, || format!("cannot remove {}", marker.display()))
         }
@@ -244,10 +244,16 @@ async fn copy_disks(spec: &mut VmSpec, staging: &Path, original: &VmDir, back: &
     Ok(())
 }
 
+/// Where a returned VM has the overlay of disk `index` until it is merged.
+pub(crate) fn overlay_in(dir: &Path, index: usize) -> PathBuf {
+    dir.join(format!("disk-{index}.repair.qcow2"))
+}
+
 /// The overlays as they came back, on links to the original disks: nothing is copied, and both directories are whole.
 async fn link_disks(spec: &mut VmSpec, staging: &Path, original: &VmDir, journal: &Journal) -> Result<()> {
     let link = |from: &Path, name: &OsStr| {
-        fs::hard_link(from, staging.join(name))
+        fault::write()
+            .and_then(|()| fs::hard_link(from, staging.join(name)))
             .context(Kind::Internal, || format!("cannot link {} into {}", from.display(), staging.display()))
     };
     for (index, disk) in spec.disks.iter_mut().enumerate() {
@@ -257,15 +263,15 @@ async fn link_disks(spec: &mut VmSpec, staging: &Path, original: &VmDir, journal
             .context(Kind::BadInput, || format!("what came back of disk {index}"))
             .or_next(|| "it was altered outside the repair: abort the recovery and export again".into())?;
         rg::check_overlay(overlay.clone(), disk.size).await?;
-        let name = format!("disk-{index}.repair.qcow2");
-        link(&overlay, name.as_ref())?;
+        let target = overlay_in(original.path(), index);
+        link(&overlay, target.file_name().unwrap_or_default())?;
         // One that lies elsewhere stays there, for both.
         if let Some(file) = disk.path.file_name().filter(|_| disk.path.parent() == Some(original.path())) {
             link(&disk.path, file)?;
         }
         let below = Backing { path: disk.path.clone(), format: disk.format };
         *disk = DiskSpec {
-            path: original.path().join(name),
+            path: target,
             format: DiskFormat::Qcow2,
             backing: Some(below),
             serial: disk.serial.clone(),
@@ -279,7 +285,8 @@ async fn link_disks(spec: &mut VmSpec, staging: &Path, original: &VmDir, journal
 /// Exchanges the two directories in one step: at no moment is there no VM.
 fn swap(journal: &Journal, original: &VmDir) -> Result<()> {
     let staging = staging(journal);
-    renameat_with(CWD, &staging, CWD, original.path(), RenameFlags::EXCHANGE)
+    fault::write()
+        .and_then(|()| Ok(renameat_with(CWD, &staging, CWD, original.path(), RenameFlags::EXCHANGE)?))
         .context(Kind::Internal, || format!("cannot put {} in its place", original.name()))?;
     durable::sync_parent(original.path())
         .and_then(|()| durable::sync_parent(&staging))

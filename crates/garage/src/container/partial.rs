@@ -45,7 +45,7 @@ impl Partial {
 
     /// Makes the file durable, then gives it its name, which must still be free.
     pub(super) fn finish(self) -> Result<()> {
-        self.file.sync_all().map_err(Error::io(&self.path, "make durable"))?;
+        fault::write().and_then(|()| self.file.sync_all()).map_err(Error::io(&self.path, "make durable"))?;
         renameat_with(CWD, &self.path, CWD, &self.target, RenameFlags::NOREPLACE).map_err(|errno| match errno {
             rustix::io::Errno::EXIST => Error::Exists { path: self.target.clone() },
             errno => Error::io(&self.target, "create")(errno.into()),

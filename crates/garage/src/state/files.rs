@@ -125,6 +125,7 @@ fn write_file(root: &File, name: &str, contents: &[u8]) -> io::Result<()> {
 fn write_into(folder: &File, name: &str, contents: &[u8]) -> io::Result<()> {
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let mut file: File = openat(folder, name, flags, Mode::RUSR | Mode::WUSR)?.into();
+    fault::write()?;
     file.write_all(contents)?;
     file.sync_all()
 }

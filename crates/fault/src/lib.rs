@@ -1,0 +1,64 @@
+//! A full or broken disk on demand, for the tests of what it leaves behind. In release builds there is nothing of it.
+//!
+//! The variable [`VARIABLE`] names a file. While that holds a number and an error's name, `3 ENOSPC`, each write counts
+//! it down; the one that comes to zero fails, and the file is gone.
+
+use std::io;
+
+/// Names the file.
+pub const VARIABLE: &str = "DRYDOCK_FAULTS";
+
+/// Called before each write that something durable depends on.
+///
+/// # Errors
+/// The error that was ordered, when it is this write's turn.
+#[cfg(debug_assertions)]
+pub fn write() -> io::Result<()> {
+    match std::env::var_os(VARIABLE) {
+        Some(path) => count_down(path.as_ref()),
+        None => Ok(()),
+    }
+}
+
+/// Called before each write that something durable depends on.
+///
+/// # Errors
+/// None in a release build.
+#[cfg(not(debug_assertions))]
+#[inline]
+pub fn write() -> io::Result<()> {
+    Ok(())
+}
+
+#[cfg(debug_assertions)]
+fn count_down(path: &std::path::Path) -> io::Result<()> {
+    const ENOSPC: i32 = 28;
+    const EIO: i32 = 5;
+    let Ok(order) = std::fs::read_to_string(path) else { return Ok(()) };
+    let Some((count, name)) = order.trim().split_once(' ') else { return Ok(()) };
+    match count.parse::<u32>() {
+        Ok(1) => {
+            std::fs::remove_file(path)?;
+            Err(io::Error::from_raw_os_error(if name == "ENOSPC" { ENOSPC } else { EIO }))
+        }
+        Ok(count) => std::fs::write(path, format!("{} {name}", count.saturating_sub(1))),
+        Err(_) => Ok(()),
+    }
+}
+
+#[cfg(all(test, debug_assertions))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_write_whose_turn_it_is_fails_once() -> io::Result<()> {
+        let dir = tempfile::tempdir()?;
+        let order = dir.path().join("order");
+        std::fs::write(&order, "3 ENOSPC\n")?;
+        count_down(&order)?;
+        count_down(&order)?;
+        assert_eq!(count_down(&order).map_err(|error| error.kind()), Err(io::ErrorKind::StorageFull));
+        assert!(!order.exists());
+        count_down(&order)
+    }
+}

@@ -1,0 +1,188 @@
+//! Every write of every command on the host fails once, with a full disk and with a broken one. Each time the command
+//! says so and changes nothing for good: run again it completes, or `abort` gives the VM back as it was.
+
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use drydock_tests::process::run;
+use drydock_tests::tenant::{Plan, hand_back, repair};
+use drydock_tests::world::{World, path};
+
+const EXPORT: [&str; 5] = ["recovery", "export", "dvm", "--to", "vmre"];
+const EXPORT_COPY: [&str; 6] = ["recovery", "export", "dvm", "--to", "vmre", "--copy"];
+const REINSTATE: [&str; 3] = ["recovery", "reinstate", "dvm"];
+const KEEP: [&str; 4] = ["recovery", "reinstate", "dvm", "--keep-original"];
+const COMMIT: [&str; 3] = ["recovery", "commit", "dvm"];
+const ROLLBACK: [&str; 4] = ["recovery", "rollback", "dvm", "--stop"];
+const ABORT: [&str; 3] = ["recovery", "abort", "dvm"];
+const OFF: [&str; 4] = ["vm", "stop", "dvm", "--force"];
+/// More writes than any command makes: a test that never ends would find no fault either.
+const MOST: u32 = 200;
+
+/// A fabric whose agent fails the writes that are ordered.
+struct Bench {
+    world: World,
+    orders: PathBuf,
+}
+
+impl Bench {
+    fn new() -> Result<Self> {
+        let mut world = World::new()?;
+        let orders = world.fabric("faults");
+        world.kill_agent()?;
+        world.start_agent_with(&[(fault::VARIABLE, &path(&orders))])?;
+        world.create_blank("dvm", &["--memory", "256"])?;
+        world.create_blank("vmre", &["--memory", "1024", "--nested"])?;
+        Ok(Bench { world, orders })
+    }
+
+    /// Runs a command whose `nth` write fails. False once it makes fewer.
+    fn fails(&self, args: &[&str], nth: u32, error: &str) -> Result<bool> {
+        std::fs::write(&self.orders, format!("{nth} {error}"))?;
+        let done = self.world.admin(args)?;
+        if self.orders.exists() {
+            std::fs::remove_file(&self.orders)?;
+            done.ok().with_context(|| format!("{args:?} without a fault"))?;
+            return Ok(false);
+        }
+        ensure!(done.code != 101, "write {nth} of {args:?}, {error}: a panic: {}", done.stderr);
+        if done.code != 0 {
+            let named = ["os error 28", "os error 5", "space", "rror"].iter().any(|why| done.stderr.contains(why));
+            ensure!(named, "write {nth} of {args:?}, {error}: it does not say why: {}", done.stderr);
+        }
+        Ok(true)
+    }
+
+    /// Does `prepare`, fails each write of `args` in turn, and lets `after` look.
+    fn every_write(
+        &self,
+        args: &[&str],
+        prepare: impl Fn(&World) -> Result<()>,
+        after: impl Fn(&World, bool) -> Result<()>,
+    ) -> Result<u32> {
+        for nth in 1..MOST {
+            for error in ["ENOSPC", "EIO"] {
+                prepare(&self.world).with_context(|| format!("before write {nth} of {args:?}"))?;
+                let failed = self.fails(args, nth, error)?;
+                after(&self.world, failed).with_context(|| format!("after write {nth} of {args:?}, {error}"))?;
+                if !failed {
+                    println!("  each of the {} writes of `drydock {}` failed once", nth - 1, args.join(" "));
+                    return Ok(nth - 1);
+                }
+            }
+        }
+        anyhow::bail!("{args:?} makes more than {MOST} writes")
+    }
+}
+
+fn handed_back(world: &World, export: &[&str]) -> Result<()> {
+    world.admin(export)?.ok()?;
+    if export == EXPORT {
+        repair(world, "dvm", 3 << 20, 1 << 20)?;
+    }
+    hand_back(world, "dvm", &Plan::default(), |_| Ok(()))
+}
+
+/// The contents of the VM's disk.
+fn disk(world: &World) -> Result<Vec<u8>> {
+    let (from, raw) = (world.store().join("vms/dvm/disk-0.qcow2"), world.fabric("disk.raw"));
+    let mut command = Command::new("qemu-img");
+    command.args(["convert", "-f", "qcow2", "-O", "raw"]).arg(from).arg(&raw);
+    run(&mut command, b"", Duration::from_secs(60))?.ok()?;
+    Ok(std::fs::read(raw)?)
+}
+
+#[test]
+fn an_export_loses_nothing() -> Result<()> {
+    let bench = Bench::new()?;
+    let before = bench.world.fingerprint("vms/dvm")?;
+    for export in [&EXPORT[..], &EXPORT_COPY] {
+        let count = bench.every_write(
+            export,
+            |_| Ok(()),
+            |world, _| {
+                world.admin(export)?.ok().context("again")?;
+                world.admin(&ABORT)?.ok().context("abort")?;
+                ensure!(world.fingerprint("vms/dvm")? == before, "the VM changed");
+                Ok(())
+            },
+        )?;
+        ensure!(count > 10, "only {count} writes were found");
+        bench.every_write(
+            &ABORT,
+            |world| world.admin(export)?.ok().map(drop),
+            |world, failed| {
+                if failed && world.admin_json(&["recovery", "status", "dvm"])?[0]["closed"] != true {
+                    world.admin(&ABORT)?.ok().context("again")?;
+                }
+                ensure!(world.fingerprint("vms/dvm")? == before, "the VM changed");
+                Ok(())
+            },
+        )?;
+    }
+    bench.world.close()
+}
+
+fn reinstatement(export: &[&str]) -> Result<()> {
+    let bench = Bench::new()?;
+    let last = |world: &World| world.admin_json(&["recovery", "status", "dvm"]).map(|status| status[0].clone());
+    let count = bench.every_write(
+        &REINSTATE,
+        |world| handed_back(world, export),
+        |world, _| {
+            if last(world)?["closed"] != true {
+                world.admin(&REINSTATE)?.ok().context("again")?;
+            }
+            world.admin(&OFF)?.ok()?;
+            let bytes = disk(world)?;
+            ensure!(bytes[1 << 20..].starts_with(b"the disk of dvm"), "the disk's old contents are gone");
+            ensure!(export != EXPORT || bytes[(3 << 20)..(4 << 20)].iter().all(|b| *b == 77), "the repair is gone");
+            ensure!(!world.store().join("vms/dvm/disk-0.repair.qcow2").exists(), "the overlay is left");
+            Ok(())
+        },
+    )?;
+    ensure!(count > 10, "only {count} writes were found");
+    bench.world.close()
+}
+
+#[test]
+fn a_reinstatement_of_an_overlay_loses_nothing() -> Result<()> {
+    reinstatement(&EXPORT)
+}
+
+#[test]
+fn a_reinstatement_of_a_copy_loses_nothing() -> Result<()> {
+    reinstatement(&EXPORT_COPY)
+}
+
+#[test]
+fn a_kept_original_is_not_lost() -> Result<()> {
+    let bench = Bench::new()?;
+    let before = std::cell::RefCell::new(std::collections::BTreeMap::new());
+    let kept = |world: &World| -> Result<()> {
+        before.replace(world.fingerprint("vms/dvm")?);
+        handed_back(world, &EXPORT)?;
+        world.admin(&KEEP)?.ok()?;
+        world.admin(&OFF)?.ok().map(drop)
+    };
+    let closed =
+        |world: &World| -> Result<bool> { Ok(world.admin_json(&["recovery", "status", "dvm"])?[0]["closed"] == true) };
+    bench.every_write(&ROLLBACK, kept, |world, _| {
+        if !closed(world)? {
+            world.admin(&ROLLBACK)?.ok().context("again")?;
+        }
+        ensure!(world.fingerprint("vms/dvm")? == *before.borrow(), "the VM is not as it was");
+        Ok(())
+    })?;
+    bench.every_write(&COMMIT, kept, |world, _| {
+        if !closed(world)? {
+            world.admin(&COMMIT)?.ok().context("again")?;
+        }
+        ensure!(disk(world)?[(3 << 20)..(4 << 20)].iter().all(|b| *b == 77), "the repair is gone");
+        world.admin(&["vm", "start", "dvm"])?.ok()?;
+        world.admin(&OFF)?.ok().map(drop)
+    })?;
+    bench.world.close()
+}
