@@ -4,14 +4,18 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use garage::Digest;
 use serde_json::Value;
 
+use crate::process::run;
 use crate::world::{SWITCH, World};
 
 pub const DISK: u64 = 8 << 20;
+const CONVERT: Duration = Duration::from_secs(60);
 
 impl World {
     /// A VM whose disk holds nothing but a text that can be found again.
@@ -29,6 +33,24 @@ impl World {
         let vm = self.create_with(name, &disk, switch, extra)?;
         fs::remove_file(&disk)?;
         Ok(vm)
+    }
+
+    /// The contents of the first disk of a VM that is off.
+    pub fn disk(&self, vm: &str) -> Result<Vec<u8>> {
+        let raw = self.fabric(&format!("{vm}.disk.raw"));
+        let mut command = Command::new("qemu-img");
+        command.args(["convert", "-f", "qcow2", "-O", "raw"]);
+        command.arg(self.store().join("vms").join(vm).join("disk-0.qcow2")).arg(&raw);
+        run(&mut command, b"", CONVERT)?.ok()?;
+        let bytes = fs::read(&raw)?;
+        fs::remove_file(&raw)?;
+        Ok(bytes)
+    }
+
+    /// Whether a stretch of that disk holds one byte only.
+    pub fn disk_holds(&self, vm: &str, offset: u64, length: u64, byte: u8) -> Result<bool> {
+        let (from, to) = (usize::try_from(offset)?, usize::try_from(offset + length)?);
+        Ok(self.disk(vm)?.get(from..to).context("past the end")?.iter().all(|b| *b == byte))
     }
 
     /// Everything below a folder of the store, by digest: to show that nothing changed.

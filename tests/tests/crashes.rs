@@ -5,7 +5,7 @@ use std::io::Read;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use drydock_tests::process::{Service, run};
+use drydock_tests::process::Service;
 use drydock_tests::tenant::{Plan, hand_back, repair};
 use drydock_tests::world::World;
 use recovery::Step;
@@ -135,12 +135,7 @@ fn prepare(world: &World, export: &[&str]) -> Result<Print> {
 fn repaired(world: &World, export: &[&str], at: &str) -> Result<()> {
     let spec = std::fs::read_to_string(world.store().join("vms/dvm/vm.json"))?;
     ensure!(!spec.contains("backing"), "after {at} the overlay is still there: {spec}");
-    let raw = world.fabric("disk.raw");
-    let mut command = std::process::Command::new("qemu-img");
-    command.args(["convert", "-f", "qcow2", "-O", "raw"]).arg(world.store().join("vms/dvm/disk-0.qcow2")).arg(&raw);
-    run(&mut command, b"", Duration::from_secs(60))?.ok()?;
-    let bytes = std::fs::read(&raw)?;
-    std::fs::remove_file(&raw)?;
+    let bytes = world.disk("dvm")?;
     ensure!(bytes[1 << 20..].starts_with(b"the disk of dvm"), "after {at} the disk's old contents are gone");
     if export == EXPORT {
         let (offset, length) = (usize::try_from(REPAIRED.0)?, usize::try_from(REPAIRED.1)?);
