@@ -9,7 +9,7 @@ ifneq ($(ROOT),)
 export CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER = $(ROOT)
 endif
 
-.PHONY: demo test build images bootstrap lint unit e2e bench-hgs
+.PHONY: demo test build images bootstrap lint unit e2e bench-hgs bench-recovery
 
 demo: build images
 	$(ROOT) target/debug/drydock-demo
@@ -40,3 +40,9 @@ e2e: build images
 # What the Host Guardian Service does in a second, beside openssl's private-key operations in the same run.
 bench-hgs: bootstrap
 	cargo bench --locked --package hgs --bench hgs -- 10 $(CURDIR)/target/bench/hgs.json
+
+# What a recovery costs, beside qemu-img and cp in the same run. A whole one on real VMs is part of it.
+bench-recovery: bootstrap images
+	cargo build --release --locked --package drydock
+	$(ROOT) env DRYDOCK_BIN=$(CURDIR)/target/release/drydock PATH="$$PATH" \
+		cargo bench --locked --package drydock-tests --bench recovery -- $(CURDIR)/target/bench/recovery.json

@@ -38,6 +38,9 @@ pub struct Recovery {
     dvm_mac: String,
     /// The recovery guardian's private key, copied out by a curious owner while it exists.
     stolen: Option<Guardian>,
+    /// How long `vm start` took in the garage, and when the login was there after it began.
+    pub start_seconds: Option<f64>,
+    pub login_seconds: Option<f64>,
 }
 
 impl Recovery {
@@ -56,6 +59,8 @@ impl Recovery {
             dvm_mac: dvm["mac"][0].as_str().context("the VM has no MAC address")?.to_owned(),
             world,
             report: Report::default(),
+            start_seconds: None,
+            login_seconds: None,
             stolen: None,
         })
     }
@@ -174,11 +179,13 @@ impl Recovery {
 
     pub fn repair(&mut self) -> Result<()> {
         let marker = self.marker.clone();
-        self.step(
+        let (mut started_in, mut login_after) = (None, None);
+        self.report.step(
             "console-repair",
             GARAGE,
             "starts it nested, logs in on the console and repairs the address",
-            |world| {
+            || {
+                let world = &self.world;
                 let vmre = world.ssh(VMRE_ADDRESS)?;
                 let start = Instant::now();
                 let started = vmre.run("drydock vm start dvm", LONG)?.ok()?;
@@ -187,6 +194,8 @@ impl Recovery {
                 let mut console = Console::open(&mut vmre.command("drydock vm console dvm"))?;
                 console.expect("login:", NESTED)?;
                 let booted = start.elapsed().as_secs();
+                started_in = Some(started.seconds);
+                login_after = Some(start.elapsed().as_secs_f64());
                 console.type_line("root")?;
                 console.expect("assword:", LONG)?;
                 console.type_line(PASSWORD)?;
@@ -203,7 +212,9 @@ impl Recovery {
                 console.type_line("exit")?;
                 Ok(format!("nested boot to the login in {booted} s under {under}; {DVM_ADDRESS} answers again"))
             },
-        )
+        )?;
+        (self.start_seconds, self.login_seconds) = (started_in, login_after);
+        Ok(())
     }
 
     /// A copy of the recovery guardian's private key, while it exists: for the proof at the end.

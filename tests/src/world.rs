@@ -76,6 +76,31 @@ impl World {
         })
     }
 
+    /// The host's store lies on a device of its own of `mib` MiB, whose writes are counted.
+    pub fn on_device(mib: u32) -> Result<Self> {
+        Self::with_store(|store| {
+            let image = store.with_extension("ext4");
+            std::fs::File::create(&image)?.set_len(u64::from(mib) << 20)?;
+            run(Command::new("mkfs.ext4").args(["-q", "-E", "lazy_itable_init=0"]).arg(&image), b"", SHORT)?.ok()?;
+            std::fs::create_dir(store)?;
+            run(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(store), b"", SHORT)?.ok()?;
+            std::fs::remove_dir(store.join("lost+found"))?;
+            run(Command::new("chmod").arg("700").arg(store), b"", SHORT)?.ok().map(drop)
+        })
+    }
+
+    /// Bytes written to the device of [`World::on_device`] since it was made, with nothing left to write.
+    pub fn bytes_written(&self) -> Result<u64> {
+        use std::os::unix::fs::MetadataExt;
+        run(Command::new("sync").arg("--file-system").arg(self.store()), b"", SHORT)?.ok()?;
+        let device = std::fs::metadata(self.store())?.dev();
+        let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
+        let stat = std::fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/stat"))?;
+        // Documentation/block/stat.rst: the seventh field, in sectors of 512 bytes.
+        let sectors: u64 = stat.split_whitespace().nth(6).and_then(|n| n.parse().ok()).context("no write count")?;
+        Ok(sectors * 512)
+    }
+
     fn with_store(prepare: impl FnOnce(&Path) -> Result<()>) -> Result<Self> {
         // Disks are large: not where the system keeps small temporary files in memory.
         let base = worlds()?;

@@ -1,0 +1,112 @@
+//! Copy mode beside what an administrator would do by hand with the same data: `qemu-img convert -O vhdx`, and `cp` with
+//! a flush. All three write to the same file system; the source is in the page cache for all of them; each round does
+//! the three in turn, each starting with nothing left to write back.
+
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use drydock_tests::process::run;
+use garage::container::{self, Format, Source};
+use garage::{Bundle, Cancel, Direction, Disk, Layout, Manifest, Mode};
+
+use crate::{Figures, median, put};
+
+const ROUNDS: usize = 5;
+const MIB: u64 = 1 << 20;
+const LIMIT: Duration = Duration::from_secs(600);
+
+pub(crate) fn measure(figures: &mut Figures) -> Result<()> {
+    let base = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target");
+    let work = tempfile::Builder::new().prefix("bench-").tempdir_in(base)?;
+    for (name, size, step) in [("dense", 1024, 1), ("sparse", 8192, 32)] {
+        let source = work.path().join("source.raw");
+        fill(&source, size * MIB, step)?;
+        let mut seconds: [Vec<f64>; 3] = Default::default();
+        for round in 0..=ROUNDS {
+            let taken = [ours(work.path(), &source)?, qemu_img(work.path(), &source)?, cp(work.path(), &source)?];
+            // The first one fills the page cache.
+            if round > 0 {
+                seconds.iter_mut().zip(taken).for_each(|(all, one)| all.push(one));
+            }
+        }
+        let [ours, qemu_img, cp] = seconds.map(median);
+        put(figures, &format!("copy_over_qemu_img_{name}"), qemu_img / ours);
+        put(figures, &format!("copy_over_cp_{name}"), cp / ours);
+        put(figures, &format!("copy_mib_per_s_{name}"), size as f64 / step as f64 / ours);
+    }
+    Ok(())
+}
+
+/// A file with a MiB of random bytes at every `step`th MiB.
+fn fill(path: &Path, size: u64, step: u64) -> Result<()> {
+    let mut file = std::fs::File::create(path)?;
+    file.set_len(size)?;
+    let mut random = std::fs::File::open("/dev/urandom")?;
+    let mut bytes = vec![0; usize::try_from(MIB)?];
+    for offset in (0..size).step_by(usize::try_from(step * MIB)?) {
+        random.read_exact(&mut bytes)?;
+        file.seek(SeekFrom::Start(offset))?;
+        file.write_all(&bytes)?;
+    }
+    Ok(file.sync_all()?)
+}
+
+/// Seconds of `work`, which makes `target` durable; nothing else is waiting to be written.
+fn timed(target: &Path, work: impl FnOnce() -> Result<()>) -> Result<f64> {
+    let _ = std::fs::remove_file(target);
+    rustix::fs::sync();
+    let start = Instant::now();
+    work()?;
+    let seconds = start.elapsed().as_secs_f64();
+    std::fs::remove_file(target)?;
+    Ok(seconds)
+}
+
+fn ours(work: &Path, source: &Path) -> Result<f64> {
+    let target = work.join("ours.vhdx");
+    let size = std::fs::metadata(source)?.len();
+    let layout = Layout::plan(&[size])?;
+    let bundle = Bundle::from_files([("record.sealed".to_owned(), vec![7; 1 << 16])])?;
+    let disk = Disk { index: 0, name: garage::layout::disk_name(0), size, serial: "disk".into(), sha256: None };
+    let manifest = Manifest {
+        version: garage::manifest::VERSION,
+        sequence: 1,
+        recovery_id: uuid::Uuid::new_v4(),
+        vm_id: uuid::Uuid::new_v4(),
+        vm_name: "dvm".into(),
+        direction: Direction::Outbound,
+        mode: Mode::Copy,
+        created: 0,
+        disks: vec![disk],
+        spec: "{}".into(),
+        protector: b"none".to_vec(),
+        state_sha256: bundle.sha256(),
+        receipt: None,
+    };
+    let sources = [Source { path: source.to_owned(), format: Format::Raw }];
+    timed(&target, || Ok(container::create(&target, &layout, &manifest, &bundle, &sources, &|_| {}, &Cancel::new())?))
+}
+
+fn qemu_img(work: &Path, source: &Path) -> Result<f64> {
+    let target = work.join("qemu-img.vhdx");
+    timed(&target, || {
+        // It flushes at its end.
+        let mut command = Command::new("qemu-img");
+        command.args(["convert", "-f", "raw", "-O", "vhdx"]).arg(source).arg(&target);
+        run(&mut command, b"", LIMIT)?.ok()?;
+        std::fs::File::open(&target)?.sync_all().context("flush")
+    })
+}
+
+fn cp(work: &Path, source: &Path) -> Result<f64> {
+    let target = work.join("cp.raw");
+    timed(&target, || {
+        let mut command = Command::new("cp");
+        command.arg("--sparse=always").arg(source).arg(&target);
+        run(&mut command, b"", LIMIT)?.ok()?;
+        std::fs::File::open(&target)?.sync_all().context("flush")
+    })
+}
