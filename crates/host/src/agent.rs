@@ -175,6 +175,12 @@ impl VmLock {
         Ok(Some(result))
     }
 
+    /// Whether the VM is paused because a merge of this disk was not written down.
+    #[must_use]
+    pub fn is_unsettled(&self, serial: &str) -> bool {
+        self.live.as_ref().is_some_and(|live| live.running.is_unsettled(serial))
+    }
+
     /// Merges the overlay of a disk of the running VM into the image under it; `merged` is the VM without the overlay.
     ///
     /// # Errors
@@ -184,15 +190,19 @@ impl VmLock {
             return Err(Error::new(Kind::WrongState, format!("{} is not running", self.dir.name())));
         };
         let dir = &self.dir;
+        dir.prepare_spec(merged)?;
         live.running
             .merge_overlay(
                 serial,
                 |done, total| events.bytes("merge", message.to_owned(), done, total),
-                || dir.write_spec(merged).map_err(MergeError::Host),
+                || dir.switch_spec().map_err(MergeError::Host),
             )
             .await
             .map_err(|error| match error {
-                MergeError::Host(error) => error,
+                MergeError::Host(error) => error.remedy(format!(
+                    "{0} is paused until that is done: put it right and run the command again; drydock recovery status {0}",
+                    dir.name()
+                )),
                 MergeError::Machine(error) => {
                     Error::new(Kind::Internal, format!("the disk {serial} of {} was not merged", dir.name()))
                         .caused_by(&error)

@@ -27,6 +27,7 @@ use crate::error::{Context, Error, Kind, Next, Result};
 
 const MAX_JSON: u64 = 256 << 10;
 const MAX_PROTECTOR: u64 = 1 << 20;
+const NEXT_SPEC: &str = "vm.json.next";
 
 /// The agent's directory.
 #[derive(Debug, Clone)]
@@ -312,6 +313,27 @@ impl VmDir {
     pub fn set_attached(&self, disks: &[DiskSpec]) -> Result<()> {
         let value = (!disks.is_empty()).then_some(disks);
         write_optional(&self.path.join("attached.json"), value)
+    }
+
+    /// Writes a specification beside the one in force, to be put in force by [`VmDir::switch_spec`], which then needs
+    /// no space.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn prepare_spec(&self, spec: &VmSpec) -> Result<()> {
+        write_json(&self.path.join(NEXT_SPEC), spec)
+    }
+
+    /// Puts the specification that was prepared in force.
+    ///
+    /// # Errors
+    /// When the file system refuses.
+    pub fn switch_spec(&self) -> Result<()> {
+        let spec = self.path.join("vm.json");
+        fault::write()
+            .and_then(|()| fs::rename(self.path.join(NEXT_SPEC), &spec))
+            .and_then(|()| durable::sync_parent(&spec))
+            .context(Kind::Internal, || format!("cannot put {} in its place", spec.display()))
     }
 
     /// Removes the VM. The specification goes first, so that a half-removed VM is not a VM.

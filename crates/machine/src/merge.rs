@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! block-commit ── copies what the overlay holds ──> ready ── guest paused ── pivot ── `settled` ── guest goes on
-//!      └─ fails: the VM runs on both images, as before
+//!      └─ fails: the VM runs on both images, as before          │               └─ fails: the guest stays paused
+//!                                                               └─ fails: the guest goes on, on both images
 //! ```
 //! Until the pivot the overlay holds everything, so a merge that ended anywhere can be done again. The guest is
 //! paused from the pivot until the caller has written down that the overlay does not count any more: at no moment
@@ -34,8 +35,8 @@ impl Running {
     /// `settled` runs while the guest is paused; `progress` gets bytes done and in all.
     ///
     /// # Errors
-    /// [`Error::DiskAttachment`] for a disk that is not attached; QEMU's refusal; what `settled` says. The VM goes on
-    /// in any case, and the merge can be tried again unless `settled` was called.
+    /// [`Error::DiskAttachment`] for a disk that is not attached; QEMU's refusal: the guest goes on. What `settled` says:
+    /// the guest stays paused. In both cases the merge can be called again, and goes on from there.
     pub async fn merge_overlay<E: From<Error>>(
         &self,
         serial: &str,
@@ -43,29 +44,47 @@ impl Running {
         settled: impl FnOnce() -> std::result::Result<(), E>,
     ) -> std::result::Result<(), E> {
         let index = self.disk_index(serial)?;
-        let (node, job) = (qemu::disk_node(index), format!("merge-{index}"));
+        let node = qemu::disk_node(index);
+        if !self.is_unsettled(serial) {
+            self.copy_and_pivot(index, &node, &mut progress).await?;
+        }
+        settled()?;
+        self.qmp().execute(Command::Cont, json!({})).await?;
+        self.set_unsettled(index, false);
+        self.drop_node(&node).await;
+        Ok(())
+    }
+
+    /// Leaves the guest paused when it has pivoted.
+    async fn copy_and_pivot(&self, index: usize, node: &str, progress: &mut impl FnMut(u64, u64)) -> Result<()> {
+        let job = format!("merge-{index}");
         let mut events = self.qmp().events();
         match self.job(&job).await? {
             Some(job) if job["ready"] == true => {}
             // One that an earlier call left behind.
-            Some(_) => self.job_until(&job, Until::Ready, &mut events, &mut progress).await?,
+            Some(_) => self.job_until(&job, Until::Ready, &mut events, progress).await?,
             None => {
-                let arguments = json!({"job-id": job, "device": node, "base-node": disk::backing_node(&node)});
+                let arguments = json!({"job-id": job, "device": node, "base-node": disk::backing_node(node)});
                 self.qmp().execute(Command::BlockCommit, arguments).await?;
-                self.job_until(&job, Until::Ready, &mut events, &mut progress).await?;
+                self.job_until(&job, Until::Ready, &mut events, progress).await?;
             }
         }
         self.qmp().execute(Command::Stop, json!({})).await?;
         let pivot = async {
             self.qmp().execute(Command::BlockJobComplete, json!({"device": job})).await?;
-            self.job_until(&job, Until::Pivoted, &mut events, &mut progress).await
+            self.job_until(&job, Until::Pivoted, &mut events, progress).await
         }
         .await;
-        let done = pivot.map_err(E::from).and_then(|()| settled());
-        self.qmp().execute(Command::Cont, json!({})).await?;
-        done?;
-        self.drop_node(&node).await;
-        Ok(())
+        match pivot {
+            Ok(()) => {
+                self.set_unsettled(index, true);
+                Ok(())
+            }
+            Err(error) => {
+                self.qmp().execute(Command::Cont, json!({})).await?;
+                Err(error)
+            }
+        }
     }
 
     async fn job(&self, id: &str) -> Result<Option<Value>> {

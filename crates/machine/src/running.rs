@@ -82,6 +82,8 @@ struct Attached {
     sealed: bool,
     /// An operation on it is under way.
     busy: bool,
+    /// Its overlay was merged and nobody has written that down: the guest is paused.
+    unsettled: bool,
 }
 
 impl Running {
@@ -298,8 +300,9 @@ impl Running {
         }
     }
 
-    pub(crate) fn qmp(&self) -> &Qmp {
-        &self.qmp
+    /// Whether the guest is paused because a merge of this disk was not written down.
+    pub fn is_unsettled(&self, serial: &str) -> bool {
+        self.disks().attached.iter().any(|disk| disk.serial == serial && disk.unsettled)
     }
 
     /// The index by which an attached disk's nodes are named.
@@ -311,6 +314,16 @@ impl Running {
             .find(|disk| disk.serial == serial)
             .map(|disk| disk.index)
             .ok_or_else(|| Error::DiskAttachment { serial: serial.to_owned(), reason: "is not attached" })
+    }
+
+    pub(crate) fn set_unsettled(&self, index: usize, unsettled: bool) {
+        if let Some(disk) = self.disks().attached.iter_mut().find(|disk| disk.index == index) {
+            disk.unsettled = unsettled;
+        }
+    }
+
+    pub(crate) fn qmp(&self) -> &Qmp {
+        &self.qmp
     }
 
     pub(crate) async fn drop_node(&self, node: &str) {
@@ -340,6 +353,7 @@ impl Disks {
                     port: index,
                     sealed: index < record.disks.len(),
                     busy: false,
+                    unsettled: false,
                 })
                 .collect(),
             next_index: used,
@@ -358,7 +372,14 @@ impl Disks {
         let port = self.free_ports.pop().ok_or(Error::NoFreePort)?;
         let index = self.next_index;
         self.next_index += 1;
-        self.attached.push(Attached { serial: spec.serial.clone(), index, port, sealed: false, busy: true });
+        self.attached.push(Attached {
+            serial: spec.serial.clone(),
+            index,
+            port,
+            sealed: false,
+            busy: true,
+            unsettled: false,
+        });
         Ok((index, port))
     }
 

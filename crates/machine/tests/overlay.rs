@@ -47,6 +47,13 @@ async fn an_overlay_is_merged_into_every_format_while_the_vm_runs() {
 
         let unknown = running.merge_overlay("other", |_, _| (), || Ok::<(), Error>(())).await.unwrap_err();
         assert!(matches!(unknown, Error::DiskAttachment { .. }));
+        // What cannot be written down leaves the guest paused, and goes on from there.
+        let unwritten = running
+            .merge_overlay("root", |_, _| (), || Err(Error::Merge { reason: "the disk is full".into() }))
+            .await
+            .unwrap_err();
+        assert!(unwritten.to_string().contains("the disk is full"));
+        assert!(running.is_alive() && running.is_unsettled("root"));
         let mut settled = false;
         running
             .merge_overlay(
@@ -59,7 +66,7 @@ async fn an_overlay_is_merged_into_every_format_while_the_vm_runs() {
             )
             .await
             .unwrap();
-        assert!(settled && running.is_alive());
+        assert!(settled && running.is_alive() && !running.is_unsettled("root"));
         // The overlay is closed and can go; the VM goes on without it.
         common::qemu_img(&["check", "-q", &overlay]);
         std::fs::remove_file(&overlay).unwrap();

@@ -57,13 +57,11 @@ pub(crate) async fn close(dvm: &mut VmLock, journal: &mut Journal, events: &Even
 /// together are the disk.
 async fn merge(dvm: &mut VmLock, index: usize, events: &Events) -> Result<()> {
     let spec = dvm.dir().spec()?;
-    let Some((disk, backing)) = spec.disks.get(index).and_then(|disk| Some((disk, disk.backing.as_ref()?))) else {
-        return Ok(());
-    };
+    let Some(disk) = spec.disks.get(index) else { return Ok(()) };
     let merged = merged(&spec, index);
-    if dvm.is_running() {
+    if dvm.is_running() && (disk.backing.is_some() || dvm.is_unsettled(&disk.serial)) {
         dvm.merge_overlay(&disk.serial, &format!("merging disk {index} of {}", spec.name), &merged, events).await?;
-    } else {
+    } else if let Some(backing) = &disk.backing {
         rg::merge(index, disk, backing, events).await?;
         dvm.dir().write_spec(&merged)?;
     }
