@@ -1,26 +1,34 @@
 //! The host's side of an RG disk: making the VHDX, reading it back, taking disks off it.
 //!
-//! QEMU's tools are the VHDX engine. Bulk data goes through `qemu-img convert` straight between the
-//! source and its slice of the VHDX, without a copy in between; GPT, manifest and state, some KiB to some
-//! MiB, go through the NBD client in `nbd.rs`, and so do digests.
+//! A fresh VHDX is laid out directly (`vhdx.rs`), its data copied inside the kernel. From then on QEMU's tools are the
+//! VHDX engine: what comes back goes through `qemu-img convert` out of its slice of the VHDX, without a copy in
+//! between; GPT, manifest and state, some KiB to some MiB, go through the NBD client in `nbd.rs`, and so do digests.
 //!
 //! A file gets its final name when it is complete and durable. Until then it is `NAME.partial`, locked;
 //! a failed or cancelled run removes it, and the next run takes over what a crash left.
 
 mod partial;
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use crate::blocks::Slice;
+use crate::blocks::{Blocks, Slice};
 use crate::digest::{self, Digest};
 use crate::error::{Error, Result};
+use crate::extents;
 use crate::layout::{Layout, Partition};
 use crate::manifest::{self, Manifest, ManifestError};
-use crate::nbd::{Access, Nbd};
+use crate::nbd::Nbd;
 use crate::progress::{Cancel, Progress};
 use crate::qemu::{self, Range, image_opts};
 use crate::state::{self, Bundle, StateError};
+use crate::vhdx::Writer;
 use partial::Partial;
+
+/// Copied before anybody is told or asked again.
+const PIECE: u64 = 16 << 20;
+/// The smallest hole that is looked for where data goes through memory.
+const GRAIN: usize = 64 << 10;
 
 /// Format of a disk image. Always told, never guessed from the contents.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,30 +84,86 @@ pub fn create(
     }
 
     let partial = Partial::create(&target)?;
-    qemu::create_vhdx(partial.path(), layout.total(), cancel)?;
-    write_head(partial.path(), layout, manifest, bundle)?;
+    let path = partial.path();
+    let mut vhdx = Writer::new(partial.file(), layout.total(), qemu::vhdx_block_size(layout.total()))
+        .map_err(Error::io(path, "lay out"))?;
+    write_head(&mut vhdx, path, layout, manifest, bundle)?;
     let total = layout.disks().iter().map(|disk| disk.size).sum();
     let mut done = 0;
     for (source, disk) in sources.iter().zip(layout.disks()) {
-        qemu::convert_into(
-            &image_opts(&source.path, source.format, None),
-            &image_opts(partial.path(), Format::Vhdx, Some(range(disk))),
-            partial.path(),
-            cancel,
-            &mut |percent| progress(part_done(done, disk.size, percent, total)),
-        )?;
+        let report = |at: u64| progress(Progress { bytes: done + at.min(disk.size), total });
+        copy_in(&mut vhdx, path, disk, source, &report, cancel)?;
         done += disk.size;
         progress(Progress { bytes: done, total });
     }
     cancel.check()?;
+    vhdx.finish().map_err(Error::io(path, "complete"))?;
     partial.finish()
+}
+
+/// Copies a disk onto its partition: what lies in the image as it is, inside the kernel; the rest as QEMU reads it.
+fn copy_in(
+    vhdx: &mut Writer<'_>,
+    path: &Path,
+    disk: &Partition,
+    source: &Source,
+    report: &dyn Fn(u64),
+    cancel: &Cancel,
+) -> Result<()> {
+    let file = File::open(&source.path).map_err(Error::io(&source.path, "open"))?;
+    let mut reader = None;
+    let mut buffer = Vec::new();
+    extents::each(source, disk.size, cancel, &mut |extent| {
+        let mut done = 0;
+        while done < extent.length {
+            cancel.check()?;
+            let piece = (extent.length - done).min(PIECE);
+            let at = disk.offset + extent.start + done;
+            match extent.offset {
+                Some(offset) => vhdx.copy_from(&file, offset + done, at, piece),
+                None => {
+                    let opts = image_opts(&source.path, source.format, None);
+                    let reader = match &mut reader {
+                        Some(reader) => reader,
+                        none => none.insert(Nbd::open(&opts, &source.path)?),
+                    };
+                    copy_read(reader, &mut buffer, extent.start + done, vhdx, at, piece)
+                }
+            }
+            .map_err(Error::io(path, "copy a disk into"))?;
+            done += piece;
+            report(extent.start + done);
+        }
+        Ok(())
+    })
+}
+
+/// Copies through memory; a stretch of zeros stays a hole.
+fn copy_read(
+    reader: &mut Nbd,
+    buffer: &mut Vec<u8>,
+    start: u64,
+    vhdx: &mut Writer<'_>,
+    at: u64,
+    length: u64,
+) -> std::io::Result<()> {
+    buffer.resize(usize::try_from(length).unwrap_or(0), 0);
+    reader.read_at(start, buffer)?;
+    let mut offset = 0;
+    for grain in buffer.chunks(GRAIN) {
+        if grain.iter().any(|byte| *byte != 0) {
+            vhdx.write_at(at + offset, grain)?;
+        }
+        offset += grain.len() as u64;
+    }
+    Ok(())
 }
 
 /// Reads and checks GPT, manifest and sealed state of an RG disk that somebody else had in hand.
 ///
 /// QEMU's lock refuses a VHDX that a VM still has open. [`Error::DirtyLog`] asks for [`replay_log`].
 pub fn read(path: &Path) -> Result<Contents> {
-    let mut vhdx = Nbd::open(&image_opts(path, Format::Vhdx, None), path, Access::Read)?;
+    let mut vhdx = Nbd::open(&image_opts(path, Format::Vhdx, None), path)?;
     let (layout, manifest) = read_head(&mut vhdx, path)?;
     let bundle = {
         let mut part = slice(&mut vhdx, layout.state(), path)?;
@@ -160,7 +224,7 @@ pub fn extract_disk(
 /// SHA-256 over all bytes of one disk on the RG disk.
 pub fn digest_disk(path: &Path, disk: &Partition, progress: &dyn Fn(Progress), cancel: &Cancel) -> Result<Digest> {
     let opts = image_opts(path, Format::Vhdx, Some(range(disk)));
-    let mut blocks = Nbd::open(&opts, path, Access::Read)?;
+    let mut blocks = Nbd::open(&opts, path)?;
     expect_size(path, disk.size, crate::blocks::Blocks::size(&blocks))?;
     finish_digest(path, &mut blocks, progress, cancel)
 }
@@ -168,7 +232,7 @@ pub fn digest_disk(path: &Path, disk: &Partition, progress: &dyn Fn(Progress), c
 /// SHA-256 over all bytes of the disk that an image holds.
 pub fn digest_image(source: &Source, progress: &dyn Fn(Progress), cancel: &Cancel) -> Result<Digest> {
     let opts = image_opts(&source.path, source.format, None);
-    let mut blocks = Nbd::open(&opts, &source.path, Access::Read)?;
+    let mut blocks = Nbd::open(&opts, &source.path)?;
     finish_digest(&source.path, &mut blocks, progress, cancel)
 }
 
@@ -188,22 +252,17 @@ fn check_inputs(target: &Path, layout: &Layout, manifest: &Manifest, bundle: &Bu
     Ok(())
 }
 
-fn write_head(path: &Path, layout: &Layout, manifest: &Manifest, bundle: &Bundle) -> Result<()> {
-    let opts = image_opts(path, Format::Vhdx, None);
-    let mut vhdx = Nbd::open(&opts, path, Access::Write)?;
-    layout.write(&mut vhdx).map_err(Error::layout(path))?;
+fn write_head(vhdx: &mut Writer<'_>, path: &Path, layout: &Layout, manifest: &Manifest, bundle: &Bundle) -> Result<()> {
+    layout.write(vhdx).map_err(Error::layout(path))?;
     {
-        let mut part = slice(&mut vhdx, layout.state(), path)?;
+        let mut part = slice(vhdx, layout.state(), path)?;
         state::write(&mut part, bundle, None).map_err(Error::state(path))?;
     }
-    {
-        let mut part = slice(&mut vhdx, layout.manifest(), path)?;
-        manifest::write_first(&mut part, manifest).map_err(Error::manifest(path))?;
-    }
-    vhdx.close()
+    let mut part = slice(vhdx, layout.manifest(), path)?;
+    manifest::write_first(&mut part, manifest).map_err(Error::manifest(path))
 }
 
-fn slice<'a>(vhdx: &'a mut Nbd, part: &Partition, path: &Path) -> Result<Slice<'a>> {
+fn slice<'a>(vhdx: &'a mut dyn Blocks, part: &Partition, path: &Path) -> Result<Slice<'a>> {
     Slice::new(vhdx, part.offset, part.size).map_err(Error::io(path, "reach a partition"))
 }
 
@@ -227,3 +286,6 @@ fn part_done(done: u64, size: u64, percent: f64, total: u64) -> Progress {
 fn absolute(path: &Path) -> Result<PathBuf> {
     std::path::absolute(path).map_err(Error::io(path, "make an absolute path of"))
 }
+
+#[cfg(test)]
+mod tests;

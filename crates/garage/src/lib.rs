@@ -22,6 +22,7 @@ pub mod container;
 pub mod device;
 pub mod digest;
 mod error;
+mod extents;
 pub mod layout;
 pub mod manifest;
 mod nbd;
@@ -29,6 +30,7 @@ pub mod overlay;
 mod progress;
 mod qemu;
 pub mod state;
+pub mod vhdx;
 
 pub use container::{Contents, Format, Source};
 pub use device::Device;

@@ -1,6 +1,6 @@
 //! Random access to an image through `qemu-nbd` on a private socket.
 //!
-//! This is how the host reads and writes the small parts of a VHDX and hashes disks: QEMU reads the
+//! This is how the host reads the small parts of a VHDX that comes back, and hashes disks: QEMU reads the
 //! format, memory stays constant, nothing is unpacked to a temporary file, and a hash costs one pass. The
 //! client speaks the fixed newstyle handshake with `NBD_OPT_EXPORT_NAME` and simple replies (NBD protocol,
 //! NetworkBlockDevice/nbd `doc/proto.md`), one request at a time. The server is our own child, but its
@@ -39,19 +39,10 @@ const REPLY_MAGIC: u32 = 0x6744_6698;
 #[repr(u16)]
 enum Request {
     Read = 0,
-    Write = 1,
     Disconnect = 2,
-    Flush = 3,
 }
 
-/// Whether the image may be changed.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Access {
-    Read,
-    Write,
-}
-
-/// An image, or a part of one, as blocks.
+/// An image, or a part of one, as blocks that can be read.
 pub(crate) struct Nbd {
     stream: UnixStream,
     size: u64,
@@ -63,7 +54,7 @@ pub(crate) struct Nbd {
 
 impl Nbd {
     /// Serves the image that `opts` describes; `path` is for errors.
-    pub(crate) fn open(opts: &OsStr, path: &Path, access: Access) -> Result<Self> {
+    pub(crate) fn open(opts: &OsStr, path: &Path) -> Result<Self> {
         let folder = tempfile::Builder::new()
             .prefix("drydock-nbd-")
             .permissions(PermissionsExt::from_mode(0o700))
@@ -71,10 +62,7 @@ impl Nbd {
             .map_err(Error::io(path, "create a private folder"))?;
         let socket = folder.path().join("socket");
         let mut command = Command::new(QEMU_NBD);
-        command.arg("--image-opts").arg("--socket").arg(&socket);
-        if access == Access::Read {
-            command.arg("--read-only");
-        }
+        command.arg("--image-opts").arg("--read-only").arg("--socket").arg(&socket);
         command.arg(opts).stdout(Stdio::null());
         let mut server = Running::spawn(QEMU_NBD, command, path)?;
         let stream = connect(&mut server, &socket, path)?;
@@ -178,21 +166,12 @@ impl Blocks for Nbd {
         Ok(())
     }
 
-    fn write_at(&mut self, mut offset: u64, data: &[u8]) -> io::Result<()> {
-        check_range(self.size, offset, data.len())?;
-        for piece in data.chunks(MAX_REQUEST) {
-            fault::write()?;
-            self.send(Request::Write, offset, piece.len() as u32)?;
-            self.stream.write_all(piece)?;
-            self.reply()?;
-            offset += piece.len() as u64;
-        }
-        Ok(())
+    fn write_at(&mut self, _: u64, _: &[u8]) -> io::Result<()> {
+        Err(io::ErrorKind::ReadOnlyFilesystem.into())
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.send(Request::Flush, 0, 0)?;
-        self.reply()
+        Ok(())
     }
 }
 

@@ -67,45 +67,6 @@ pub(crate) fn vhdx_block_size(total: u64) -> u64 {
     if total <= TIB { 1 << 20 } else { 32 << 20 }
 }
 
-/// Makes an empty dynamic VHDX in the file `path`, which exists and is ours.
-pub(crate) fn create_vhdx(path: &Path, total: u64, cancel: &Cancel) -> Result<()> {
-    let options = format!("subformat=dynamic,block_size={}", vhdx_block_size(total));
-    let size = total.to_string();
-    let args: [&OsStr; 8] = [
-        "create".as_ref(),
-        "-q".as_ref(),
-        "-f".as_ref(),
-        "vhdx".as_ref(),
-        "-o".as_ref(),
-        options.as_ref(),
-        // Callers give absolute paths: QEMU would take `a:b` for a protocol and `-x` for an option.
-        path.as_os_str(),
-        size.as_ref(),
-    ];
-    run("create the VHDX", path, &args, cancel, &mut |_| {}).map(drop)
-}
-
-/// Copies a disk into a part of an existing VHDX that is still all zeros. Reports percent.
-pub(crate) fn convert_into(
-    source: &OsStr,
-    target: &OsStr,
-    path: &Path,
-    cancel: &Cancel,
-    percent: &mut dyn FnMut(f64),
-) -> Result<()> {
-    let args: [&OsStr; 8] = [
-        "convert".as_ref(),
-        "-p".as_ref(),
-        "-n".as_ref(),
-        "--target-is-zero".as_ref(),
-        "--image-opts".as_ref(),
-        "--target-image-opts".as_ref(),
-        source,
-        target,
-    ];
-    convert("copy a disk onto the RG disk", path, &args, cancel, percent)
-}
-
 /// Copies an image or a part of one into a new qcow2 in the file `path`.
 pub(crate) fn convert_to_qcow2(
     source: &OsStr,

@@ -39,6 +39,10 @@ impl Partial {
         Ok(partial)
     }
 
+    pub(super) fn file(&self) -> &File {
+        &self.file
+    }
+
     pub(super) fn path(&self) -> &Path {
         &self.path
     }

@@ -1,0 +1,138 @@
+//! Where the data of a disk image lies, so that holes are not copied and data is copied without going through QEMU.
+
+use std::ffi::OsStr;
+use std::fmt;
+use std::fs::File;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use serde::Deserialize;
+use serde::de::{DeserializeSeed, Deserializer, SeqAccess, Visitor};
+
+use crate::container::{Format, Source};
+use crate::error::{Error, Result};
+use crate::progress::Cancel;
+use crate::qemu::{QEMU_IMG, Running, image_opts};
+
+/// A stretch of a disk that holds data, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Extent {
+    /// On the disk.
+    pub(crate) start: u64,
+    pub(crate) length: u64,
+    /// In the image file, where the data lies there as it is; none if QEMU must read it.
+    pub(crate) offset: Option<u64>,
+}
+
+/// Calls `each` for all data of the disk, in order. Memory does not grow with the disk.
+pub(crate) fn each(
+    source: &Source,
+    size: u64,
+    cancel: &Cancel,
+    each: &mut dyn FnMut(Extent) -> Result<()>,
+) -> Result<()> {
+    match source.format {
+        Format::Raw => of_file(&source.path, size, each),
+        Format::Qcow2 | Format::Vhdx => mapped(source, size, cancel, each),
+    }
+}
+
+fn of_file(path: &Path, size: u64, each: &mut dyn FnMut(Extent) -> Result<()>) -> Result<()> {
+    use rustix::fs::{SeekFrom, seek};
+    let failed = || Error::io(path, "find the data of");
+    let file = File::open(path).map_err(Error::io(path, "open"))?;
+    let mut at = 0;
+    while at < size {
+        let start = match seek(&file, SeekFrom::Data(at)) {
+            Ok(start) => start,
+            Err(rustix::io::Errno::NXIO) => return Ok(()),
+            // A file system that does not know holes, or a block device.
+            Err(_) if at == 0 => return each(Extent { start: 0, length: size, offset: Some(0) }),
+            Err(errno) => return Err(failed()(errno.into())),
+        };
+        let end = seek(&file, SeekFrom::Hole(start)).map_err(|errno| failed()(errno.into()))?.min(size);
+        if start >= end {
+            return Ok(());
+        }
+        each(Extent { start, length: end - start, offset: Some(start) })?;
+        at = end;
+    }
+    Ok(())
+}
+
+/// A line of `qemu-img map`.
+#[derive(Deserialize)]
+struct Mapped {
+    start: u64,
+    length: u64,
+    /// False: it reads as zeros, whatever is there.
+    data: bool,
+    #[serde(default)]
+    zero: bool,
+    #[serde(default)]
+    compressed: bool,
+    offset: Option<u64>,
+}
+
+fn mapped(source: &Source, size: u64, cancel: &Cancel, each: &mut dyn FnMut(Extent) -> Result<()>) -> Result<()> {
+    const OP: &str = "find the data of the image";
+    let opts = image_opts(&source.path, source.format, None);
+    let args: [&OsStr; 4] = ["map".as_ref(), "--output=json".as_ref(), "--image-opts".as_ref(), &opts];
+    let mut command = Command::new(QEMU_IMG);
+    command.args(args).stdout(Stdio::piped());
+    let mut running = Running::spawn(QEMU_IMG, command, &source.path)?;
+    let answer = |what| Error::ToolAnswer { tool: QEMU_IMG, path: source.path.clone(), what };
+    let stdout = running.child.stdout.take().ok_or_else(|| answer("nothing"))?;
+    let mut failure = None;
+    let mut next = 0;
+    let mut take = |line: Mapped| -> Result<()> {
+        cancel.check()?;
+        // It is our own child, but the image it reads is not ours.
+        let end = line.start.checked_add(line.length).filter(|end| line.start >= next && *end <= size);
+        next = end.ok_or_else(|| answer("a map that does not fit the disk"))?;
+        if !line.data || line.zero || line.length == 0 {
+            return Ok(());
+        }
+        each(Extent { start: line.start, length: line.length, offset: line.offset.filter(|_| !line.compressed) })
+    };
+    let mut json = serde_json::Deserializer::from_reader(std::io::BufReader::new(stdout));
+    let parsed = Lines(&mut |line| take(line).map_err(|error| failure = Some(error)).is_ok())
+        .deserialize(&mut json)
+        .and_then(|()| json.end());
+    if let Some(error) = failure {
+        return Err(error);
+    }
+    let status = running.child.wait().map_err(Error::io(&source.path, OP))?;
+    if !status.success() {
+        return Err(running.failure(OP, &source.path, status));
+    }
+    parsed.map_err(|_| answer("not the JSON of `qemu-img map`"))
+}
+
+/// Hands on each element of an array while it is read.
+struct Lines<'a>(&'a mut dyn FnMut(Mapped) -> bool);
+
+impl<'de> DeserializeSeed<'de> for Lines<'_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, from: D) -> std::result::Result<(), D::Error> {
+        from.deserialize_seq(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Lines<'_> {
+    type Value = ();
+
+    fn expecting(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+        to.write_str("the map of an image")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut lines: A) -> std::result::Result<(), A::Error> {
+        while let Some(line) = lines.next_element()? {
+            if !(self.0)(line) {
+                return Err(serde::de::Error::custom("stopped"));
+            }
+        }
+        Ok(())
+    }
+}
