@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use garage::Digest;
+use machine::VmSpec;
 use serde_json::Value;
 
 use crate::process::run;
@@ -38,9 +39,10 @@ impl World {
     /// The contents of the first disk of a VM that is off.
     pub fn disk(&self, vm: &str) -> Result<Vec<u8>> {
         let raw = self.fabric(&format!("{vm}.disk.raw"));
+        let spec: VmSpec = serde_json::from_slice(&fs::read(self.store().join("vms").join(vm).join("vm.json"))?)?;
+        let disk = spec.disks.first().context("no disk")?;
         let mut command = Command::new("qemu-img");
-        command.args(["convert", "-f", "qcow2", "-O", "raw"]);
-        command.arg(self.store().join("vms").join(vm).join("disk-0.qcow2")).arg(&raw);
+        command.args(["convert", "-f", disk.format.driver(), "-O", "raw"]).arg(&disk.path).arg(&raw);
         run(&mut command, b"", CONVERT)?.ok()?;
         let bytes = fs::read(&raw)?;
         fs::remove_file(&raw)?;

@@ -1,8 +1,8 @@
 //! The host's side of an RG disk: making the VHDX, reading it back, taking disks off it.
 //!
 //! A fresh VHDX is laid out directly (`vhdx.rs`), its data copied inside the kernel. From then on QEMU's tools are the
-//! VHDX engine: what comes back goes through `qemu-img convert` out of its slice of the VHDX, without a copy in
-//! between; GPT, manifest and state, some KiB to some MiB, go through the NBD client in `nbd.rs`, and so do digests.
+//! VHDX engine: GPT, manifest, state and disks that come back are read through the NBD client in `nbd.rs`, a disk being
+//! hashed while it is copied.
 //!
 //! A file gets its final name when it is complete and durable. Until then it is `NAME.partial`, locked;
 //! a failed or cancelled run removes it, and the next run takes over what a crash left.
@@ -10,6 +10,7 @@
 mod partial;
 
 use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use crate::blocks::{Blocks, Slice};
@@ -196,7 +197,8 @@ pub fn replay_log(path: &Path) -> Result<()> {
     qemu::replay_log(path, &Cancel::new())
 }
 
-/// Copies one disk off the RG disk into the new qcow2 `target`, holes kept.
+/// Copies one disk off the RG disk into the new raw image `target`, holes kept, and gives its SHA-256: what was written
+/// is what was hashed, in one pass.
 ///
 /// `expected` is the size that the caller knows the disk to have, from a source other than the RG disk.
 pub fn extract_disk(
@@ -206,19 +208,31 @@ pub fn extract_disk(
     expected: u64,
     progress: &dyn Fn(Progress),
     cancel: &Cancel,
-) -> Result<()> {
+) -> Result<Digest> {
     expect_size(path, expected, disk.size)?;
+    let mut blocks = Nbd::open(&image_opts(path, Format::Vhdx, Some(range(disk))), path)?;
+    expect_size(path, expected, blocks.size())?;
     let partial = Partial::create(&absolute(target)?)?;
-    qemu::convert_to_qcow2(
-        &image_opts(path, Format::Vhdx, Some(range(disk))),
-        partial.path(),
-        cancel,
-        &mut |percent| progress(part_done(0, disk.size, percent, disk.size)),
-    )?;
-    let found = qemu::virtual_size(partial.path(), Format::Qcow2, cancel)?;
-    expect_size(partial.path(), expected, found)?;
-    cancel.check()?;
-    partial.finish()
+    let written = Error::io(partial.path(), "write");
+    partial.file().set_len(expected).map_err(written)?;
+    let digest =
+        digest::of_blocks(&mut blocks, progress, cancel, &mut |at, bytes| write_data(partial.file(), at, bytes))
+            .map_err(Error::io(path, "copy a disk off"))?
+            .ok_or(Error::Cancelled)?;
+    partial.finish()?;
+    Ok(digest)
+}
+
+/// Writes what is not zero.
+fn write_data(file: &File, mut at: u64, bytes: &[u8]) -> std::io::Result<()> {
+    fault::write()?;
+    for grain in bytes.chunks(GRAIN) {
+        if grain.iter().any(|byte| *byte != 0) {
+            file.write_all_at(grain, at)?;
+        }
+        at += grain.len() as u64;
+    }
+    Ok(())
 }
 
 /// SHA-256 over all bytes of one disk on the RG disk.
@@ -237,7 +251,9 @@ pub fn digest_image(source: &Source, progress: &dyn Fn(Progress), cancel: &Cance
 }
 
 fn finish_digest(path: &Path, blocks: &mut Nbd, progress: &dyn Fn(Progress), cancel: &Cancel) -> Result<Digest> {
-    digest::of_blocks(blocks, progress, cancel).map_err(Error::io(path, "hash the disk"))?.ok_or(Error::Cancelled)
+    digest::of_blocks(blocks, progress, cancel, &mut |_, _| Ok(()))
+        .map_err(Error::io(path, "hash the disk"))?
+        .ok_or(Error::Cancelled)
 }
 
 /// What must agree before anything is written.
@@ -275,12 +291,6 @@ fn expect_size(path: &Path, expected: u64, found: u64) -> Result<()> {
         return Err(Error::SizeMismatch { path: path.to_owned(), expected, found });
     }
     Ok(())
-}
-
-/// `percent` of a disk of `size` bytes, after `done` bytes of other disks. Sizes are at most 2^46.
-fn part_done(done: u64, size: u64, percent: f64, total: u64) -> Progress {
-    let bytes = (size as f64 * percent / 100.0) as u64;
-    Progress { bytes: done + bytes.min(size), total }
 }
 
 fn absolute(path: &Path) -> Result<PathBuf> {

@@ -127,7 +127,7 @@ impl Device {
     pub fn digest_disk(&self, index: usize, progress: &dyn Fn(Progress), cancel: &Cancel) -> Result<Digest> {
         let place = self.disk_place(index)?;
         self.with(place, false, |part| {
-            digest::of_blocks(part, progress, cancel)
+            digest::of_blocks(part, progress, cancel, &mut |_, _| Ok(()))
                 .map_err(Error::io(&self.path, "hash a disk of"))?
                 .ok_or(Error::Cancelled)
         })

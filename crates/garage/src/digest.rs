@@ -102,11 +102,12 @@ impl<'de> Deserialize<'de> for Digest {
     }
 }
 
-/// Hashes all of `blocks` in constant memory. `None` when cancelled.
+/// Hashes all of `blocks` in constant memory, and hands on what it reads with its place. `None` when cancelled.
 pub(crate) fn of_blocks(
     blocks: &mut dyn Blocks,
     progress: &dyn Fn(Progress),
     cancel: &Cancel,
+    each: &mut dyn FnMut(u64, &[u8]) -> io::Result<()>,
 ) -> io::Result<Option<Digest>> {
     let total = blocks.size();
     let mut context = Context::new(&SHA256);
@@ -122,6 +123,7 @@ pub(crate) fn of_blocks(
         let piece = &mut buffer[..step as usize];
         blocks.read_at(bytes, piece)?;
         context.update(piece);
+        each(bytes, piece)?;
         bytes += step;
         progress(Progress { bytes, total });
     }

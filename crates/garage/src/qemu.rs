@@ -67,25 +67,7 @@ pub(crate) fn vhdx_block_size(total: u64) -> u64 {
     if total <= TIB { 1 << 20 } else { 32 << 20 }
 }
 
-/// Copies an image or a part of one into a new qcow2 in the file `path`.
-pub(crate) fn convert_to_qcow2(
-    source: &OsStr,
-    path: &Path,
-    cancel: &Cancel,
-    percent: &mut dyn FnMut(f64),
-) -> Result<()> {
-    let args: [&OsStr; 7] = [
-        "convert".as_ref(),
-        "-p".as_ref(),
-        "--image-opts".as_ref(),
-        source,
-        "-O".as_ref(),
-        "qcow2".as_ref(),
-        path.as_os_str(),
-    ];
-    convert("copy a disk off the RG disk", path, &args, cancel, percent)
-}
-
+/// Runs a subcommand with `-p` and reports its percent.
 pub(crate) fn convert(
     op: &'static str,
     path: &Path,

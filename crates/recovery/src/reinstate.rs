@@ -227,7 +227,7 @@ async fn stage(journal: &Journal, original: &VmDir, back: &Back, events: &Events
 /// The disks as they came back, off the RG disk.
 async fn copy_disks(spec: &mut VmSpec, staging: &Path, original: &VmDir, back: &Back, events: &Events) -> Result<()> {
     for (index, (disk, receipt)) in spec.disks.iter_mut().zip(&back.receipt.disks).enumerate() {
-        let file = format!("disk-{index}.qcow2");
+        let file = format!("disk-{index}.raw");
         let sha256 = back.contents.extract(index, &staging.join(&file), disk.size, events).await?;
         let signed = receipt.sha256.as_deref().unwrap_or("nothing");
         if sha256 != signed {
@@ -239,7 +239,7 @@ async fn copy_disks(spec: &mut VmSpec, staging: &Path, original: &VmDir, back: &
         }
         // Where it is after the exchange.
         disk.path = original.path().join(file);
-        disk.format = DiskFormat::Qcow2;
+        disk.format = DiskFormat::Raw;
     }
     Ok(())
 }
