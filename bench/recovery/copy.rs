@@ -37,7 +37,33 @@ pub(crate) fn measure(figures: &mut Figures) -> Result<()> {
         put(figures, &format!("copy_over_cp_{name}"), cp / ours);
         put(figures, &format!("copy_mib_per_s_{name}"), size as f64 / step as f64 / ours);
     }
-    Ok(())
+    drop(work);
+    reflink(figures)
+}
+
+/// The same on a file system that shares extents between files, made here: copying is then a matter of metadata.
+fn reflink(figures: &mut Figures) -> Result<()> {
+    let base = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target");
+    let work = tempfile::Builder::new().prefix("bench-").tempdir_in(base)?;
+    let (image, mount) = (work.path().join("xfs"), work.path().join("mount"));
+    std::fs::File::create(&image)?.set_len(6 << 30)?;
+    std::fs::create_dir(&mount)?;
+    run(Command::new("mkfs.xfs").args(["-q", "-m", "reflink=1"]).arg(&image), b"", LIMIT)?.ok()?;
+    run(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(&mount), b"", LIMIT)?.ok()?;
+    let measured = (|| {
+        let source = mount.join("source.raw");
+        fill(&source, 1024 * MIB, 1)?;
+        let mut seconds: [Vec<f64>; 2] = Default::default();
+        for _ in 0..ROUNDS {
+            let taken = [ours(&mount, &source)?, qemu_img(&mount, &source)?];
+            seconds.iter_mut().zip(taken).for_each(|(all, one)| all.push(one));
+        }
+        let [ours, qemu_img] = seconds.map(median);
+        put(figures, "copy_over_qemu_img_reflink", qemu_img / ours);
+        Ok(())
+    })();
+    run(Command::new("umount").arg(&mount), b"", LIMIT)?.ok()?;
+    measured
 }
 
 /// A file with a MiB of random bytes at every `step`th MiB.
