@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 /// What a finished program left.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Finished {
     pub code: i32,
     pub stdout: String,

@@ -182,9 +182,14 @@ impl World {
 
     /// With variables for its environment.
     pub fn start_agent_with(&mut self, variables: &[(&str, &str)]) -> Result<()> {
+        self.start_agent_of(&["https://127.0.0.1:8443"], variables)
+    }
+
+    /// With several nodes of the Host Guardian Service, in this order.
+    pub fn start_agent_of(&mut self, nodes: &[&str], variables: &[(&str, &str)]) -> Result<()> {
         let mut command = self.inside(&drydock()?);
         command.envs(variables.iter().copied());
-        command.args(["host", "serve", "--hgs", "https://127.0.0.1:8443", "--hgs-ca"]);
+        command.args(["host", "serve"]).args(nodes.iter().flat_map(|url| ["--hgs", url])).arg("--hgs-ca");
         command.arg(self.fabric("hgs/hgs-ca.pem")).arg("--store").arg(self.store());
         command.arg("--socket").arg(self.socket());
         self.agent = Some(Service::start("the agent", &mut command, "listening on", READY)?.0);

@@ -109,6 +109,49 @@ fn no_key_no_start() -> Result<()> {
     world.close()
 }
 
+/// The first node of two is gone, comes back, and refuses: an answer is taken from whoever gives one, a refusal too.
+#[test]
+fn another_node_answers_for_one_that_is_gone() -> Result<()> {
+    let mut world = World::new()?;
+    world.create_blank("dvm", &["--memory", "256"])?;
+    let hgs = path(&world.fabric("hgs"));
+    let second = world.serve("the second node", &["hgs", "serve", "--listen", "127.0.0.1:9443", "--dir", &hgs])?;
+    world.kill_agent()?;
+    world.start_agent_of(&["https://127.0.0.1:8443", "https://127.0.0.1:9443"], &[])?;
+    let start_and_stop = |world: &World| -> Result<()> {
+        world.admin(&["vm", "start", "dvm"])?.ok()?;
+        world.admin(&["vm", "stop", "dvm", "--force"])?.ok().map(drop)
+    };
+    start_and_stop(&world).context("both nodes")?;
+    world.kill_hgs();
+    start_and_stop(&world).context("the second node alone")?;
+
+    let mut denials = Denials::default();
+    drop(second);
+    let silence = world.admin(&["vm", "start", "dvm"])?;
+    denials.expect("no node at all", KEY_RELEASE, "https://127.0.0.1:9443", Ok(silence.clone()));
+    denials.expect("no node at all, the other one", KEY_RELEASE, "https://127.0.0.1:8443", Ok(silence));
+
+    // The host is taken off the list; somebody's own service has it on theirs.
+    world.start_hgs()?;
+    world.admin(&["hgs", "remove-host", "host-1", "--dir", &hgs])?.ok()?;
+    let other = path(&world.fabric("other-hgs"));
+    world.admin(&["hgs", "init", "--dir", &other])?.ok()?;
+    world.admin(&["hgs", "add-host", "host-1", &path(&world.fabric("host.pub.pem")), "--dir", &other])?.ok()?;
+    world.kill_agent()?;
+    world.start_agent_of(&["https://127.0.0.1:8443", "https://127.0.0.1:9443"], &[])?;
+    let third = world.serve("another service", &["hgs", "serve", "--listen", "127.0.0.1:9443", "--dir", &other])?;
+    let refused = world.admin(&["vm", "start", "dvm"])?;
+    denials.note(
+        "nobody else is asked after a refusal",
+        (!refused.stderr.contains("9443")).then_some(()).context(refused.stderr.clone()),
+    );
+    denials.expect("a refusal at the first node", KEY_RELEASE, "UnauthorizedHost", Ok(refused));
+    drop(third);
+    denials.close();
+    world.close()
+}
+
 /// The fabric admin edits the VM's files. Nothing that is not what the owner sealed starts.
 #[test]
 fn edited_files_do_not_start() -> Result<()> {

@@ -546,9 +546,9 @@ pub(crate) enum Host {
 pub(crate) struct Service {
     #[arg(long, default_value = "/var/lib/drydock")]
     pub(crate) store: PathBuf,
-    /// The service's URL.
+    /// The service's URL; several times for several nodes of it, which are asked in turn when one does not answer.
     #[arg(long)]
-    pub(crate) hgs: Option<String>,
+    pub(crate) hgs: Vec<String>,
     /// The CA that its TLS certificate must come from (PEM).
     #[arg(long, requires = "hgs")]
     pub(crate) hgs_ca: Option<PathBuf>,

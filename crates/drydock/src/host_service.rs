@@ -57,12 +57,12 @@ pub(crate) fn run(command: Host, socket: &Path, out: &Output) -> Result<()> {
 }
 
 async fn guarded(service: &Service, store: &Store) -> Result<Guarded> {
-    let url = service.hgs.as_deref().ok_or_else(|| {
-        Error::new(Kind::BadInput, "no Host Guardian Service is named").remedy("--hgs URL --hgs-ca FILE")
-    })?;
+    if service.hgs.is_empty() {
+        return Err(Error::new(Kind::BadInput, "no Host Guardian Service is named").remedy("--hgs URL --hgs-ca FILE"));
+    }
     let ca = service.hgs_ca.as_deref().map(keyring::read).transpose()?;
     let proof = if service.tpm { HostProof::Tpm(open_tpm().await?) } else { HostProof::Key(load_host_key(store)?) };
-    Guarded::new(url, ca.as_deref(), proof)
+    Guarded::new(&service.hgs, ca.as_deref(), proof)
 }
 
 async fn open_tpm() -> Result<HostTpm> {

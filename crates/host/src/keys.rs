@@ -2,9 +2,10 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use attestation::HostKey;
-use hgs::client::{HealthCertificate, HgsClient, HostTpm};
+use hgs::client::{HealthCertificate, HgsClient, HostTpm, Status};
 use key_protector::{Guardian, Protector, Rolled};
 use time::OffsetDateTime;
 use zeroize::Zeroizing;
@@ -49,25 +50,41 @@ pub enum HostProof {
     Tpm(HostTpm),
 }
 
-/// A guarded host's side of attestation and key protection.
+/// A guarded host's side of attestation and key protection, with one Host Guardian Service or several nodes of it.
 pub struct Guarded {
-    client: HgsClient,
+    nodes: Vec<Node>,
+    /// The node that answered last: asked first the next time.
+    preferred: AtomicUsize,
     proof: HostProof,
+}
+
+struct Node {
+    client: HgsClient,
     url: String,
 }
 
 impl Guarded {
     /// # Errors
-    /// `BadInput` for a URL or CA file that is not one.
-    pub fn new(url: &str, ca_pem: Option<&[u8]>, proof: HostProof) -> Result<Self> {
-        let client = HgsClient::new(url, ca_pem)
-            .context(Kind::BadInput, || format!("cannot use the Host Guardian Service at {url}"))?;
-        Ok(Guarded { client, proof, url: url.to_owned() })
+    /// `BadInput` for a URL or CA file that is not one, or when there is none.
+    pub fn new(urls: &[String], ca_pem: Option<&[u8]>, proof: HostProof) -> Result<Self> {
+        let nodes = urls
+            .iter()
+            .map(|url| {
+                let client = HgsClient::new(url, ca_pem)
+                    .context(Kind::BadInput, || format!("cannot use the Host Guardian Service at {url}"))?;
+                Ok(Node { client, url: url.clone() })
+            })
+            .collect::<Result<Vec<_>>>()?;
+        if nodes.is_empty() {
+            return Err(Error::new(Kind::BadInput, "no Host Guardian Service is named"));
+        }
+        Ok(Guarded { nodes, preferred: AtomicUsize::new(0), proof })
     }
 
+    /// The node that answered last.
     #[must_use]
     pub fn url(&self) -> &str {
-        &self.url
+        self.nodes.get(self.preferred.load(Ordering::Relaxed)).map_or("", |node| &node.url)
     }
 
     /// Attests, as every start of a VM does.
@@ -75,25 +92,75 @@ impl Guarded {
     /// # Errors
     /// `KeyRelease` with the AttestationStatus and what to do about it.
     pub async fn attest(&self) -> Result<HealthCertificate> {
-        let attested = match &self.proof {
-            HostProof::Key(key) => self.client.attest(key).await,
-            HostProof::Tpm(tpm) => self.client.attest_tpm(tpm).await,
-        };
-        attested.map_err(|e| {
-            let status = e.status().name();
-            let message = format!("the Host Guardian Service at {} did not attest this host: {status}", self.url);
-            release_error(message, &e)
-        })
+        self.try_nodes(None).await.map(|(health, _)| health)
     }
 
     async fn roll(&self, protector: &Protector) -> Result<Rolled> {
-        // A health certificate per start: it costs one request, and a host that was removed from the HGS a
-        // minute ago gets nothing.
-        let health = self.attest().await?;
-        self.client.roll_transport_key(protector, &health).await.map_err(|e| {
-            release_error(format!("the Host Guardian Service at {} did not release the key", self.url), &e)
+        let (_, rolled) = self.try_nodes(Some(protector)).await?;
+        rolled.ok_or_else(|| Error::new(Kind::Internal, "no key was asked for"))
+    }
+
+    /// A health certificate per start: it costs one request, and a host that was removed from the HGS a minute ago
+    /// gets nothing.
+    async fn ask(&self, node: &Node, protector: Option<&Protector>) -> std::result::Result<Answer, Failure> {
+        let health = self.attest_at(node).await?;
+        let Some(protector) = protector else { return Ok((health, None)) };
+        let rolled = node.client.roll_transport_key(protector, &health).await.map_err(|e| {
+            let message = format!("the Host Guardian Service at {} did not release the key", node.url);
+            Failure { passing: is_passing(&e), error: release_error(message, &e) }
+        })?;
+        Ok((health, Some(rolled)))
+    }
+
+    async fn attest_at(&self, node: &Node) -> std::result::Result<HealthCertificate, Failure> {
+        let attested = match &self.proof {
+            HostProof::Key(key) => node.client.attest(key).await,
+            HostProof::Tpm(tpm) => node.client.attest_tpm(tpm).await,
+        };
+        attested.map_err(|e| {
+            let status = e.status().name();
+            let message = format!("the Host Guardian Service at {} did not attest this host: {status}", node.url);
+            Failure { passing: is_passing(&e), error: release_error(message, &e) }
         })
     }
+
+    /// Asks each node once (MS-KPS 3.2.3: as many tries as there are addresses), the one that answered last first. A
+    /// node that answers decides, also when it refuses.
+    async fn try_nodes(&self, protector: Option<&Protector>) -> Result<Answer> {
+        let first = self.preferred.load(Ordering::Relaxed);
+        let mut silent = Vec::new();
+        for place in (0..self.nodes.len()).map(|n| (first + n) % self.nodes.len()) {
+            let Some(node) = self.nodes.get(place) else { continue };
+            match self.ask(node, protector).await {
+                Ok(answer) => {
+                    self.preferred.store(place, Ordering::Relaxed);
+                    return Ok(answer);
+                }
+                Err(Failure { passing: true, error }) => {
+                    tracing::warn!(hgs = node.url, %error, "asking the next node");
+                    silent.push(error);
+                }
+                Err(Failure { error, .. }) => return Err(error),
+            }
+        }
+        let others: Vec<String> = silent.iter().skip(1).map(|error| error.message.clone()).collect();
+        let mut error = silent.into_iter().next().unwrap_or_else(|| Error::new(Kind::KeyRelease, "no node was asked"));
+        error.causes.extend(others);
+        Err(error)
+    }
+}
+
+/// Proof of health, and the key if one was asked for.
+type Answer = (HealthCertificate, Option<Rolled>);
+
+struct Failure {
+    /// Another node may answer.
+    passing: bool,
+    error: Error,
+}
+
+fn is_passing(error: &hgs::client::Error) -> bool {
+    error.status() == Status::TransientError
 }
 
 fn release_error(message: String, cause: &hgs::client::Error) -> Error {
