@@ -68,6 +68,36 @@ pub enum Error {
     AuditBroken { seq: i64 },
     #[error("the audit log was cut or made anew: none of its {rows} rows has the hash that was kept")]
     AuditCut { rows: i64 },
+    #[error("row {seq} of the audit log does not bear this service's signature: somebody without its key wrote it")]
+    AuditForged { seq: i64 },
+    #[error("that is not the URL of a PostgreSQL database (postgres://USER@HOST/DATABASE)")]
+    BadStoreUrl,
+    #[error(
+        "the database on {host} would be reached without a verified certificate; add sslmode=verify-full to its URL, \
+         and sslrootcert=FILE if its authority is your own"
+    )]
+    StoreExposed { host: String },
+    #[error(
+        "the store belongs to another service: give each a database of its own; a further node of the same service \
+         is made with `drydock hgs import`"
+    )]
+    ForeignStore,
+    #[error("that file is not what `drydock hgs export` writes, or it is damaged")]
+    NotAnExport,
+    #[error("the passphrase is wrong, or the file is damaged")]
+    ExportSealed,
+    #[error("the passphrase is shorter than {least} characters")]
+    ShortPassphrase { least: usize },
+    #[error("the permit cannot be used")]
+    Permit(#[source] key_protector::Error),
+    #[error("the protector belongs to '{owner}': a permit is its owner's to sign")]
+    OtherOwner { owner: String },
+    #[error("the permit's content is not that of a permit")]
+    BadPermit,
+    #[error("the permit ended at {not_after}; the owner makes a new one with `drydock protector permit-stale`")]
+    PermitExpired { not_after: time::OffsetDateTime },
+    #[error("this permit was taken before")]
+    PermitKnown,
     #[error("plain HTTP is for loopback addresses only, and {address} is not one")]
     PlainHttpExposed { address: SocketAddr },
     #[error("cannot listen on {address}")]
