@@ -159,6 +159,12 @@ impl Hgs {
         self.keys.mode
     }
 
+    /// Whether its store is a PostgreSQL, which other nodes may use too.
+    #[must_use]
+    pub fn has_shared_store(&self) -> bool {
+        self.keys.store.is_some()
+    }
+
     fn expect_mode(&self, kind: HostKind) -> Result<()> {
         if self.mode() == kind { Ok(()) } else { Err(Error::OtherMode { mode: self.mode().name() }) }
     }

@@ -41,7 +41,7 @@ impl<'a> Host<'a> {
     async fn roll_current(&self, protector: &Protector) -> Protector {
         let egress = self.roll(protector).await;
         let (event, _, why) = self.world.last().await;
-        assert_eq!((event.as_str(), why.as_str()), ("key-released", "rolled"));
+        assert_eq!((event, why), ("key-released".to_owned(), format!("rolled to {}", egress.digest())));
         egress
     }
 

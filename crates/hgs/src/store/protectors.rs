@@ -75,7 +75,7 @@ impl Store {
             None => begin_chain(&mut transaction, &record, egress, now).await?,
         };
         let (event, generation) = if place.generation >= place.rolled {
-            record.why = "rolled".to_owned();
+            record.why = format!("rolled to {}", egress.digest);
             (Event::KeyReleased, place.generation)
         } else {
             let behind =
@@ -83,7 +83,7 @@ impl Store {
             let permit = permits::usable(&mut transaction, &record.protector, &record.owner, place.rolled, now).await?;
             match permit {
                 Some((id, used)) => {
-                    record.why = format!("rolled {behind}; its owner permits it");
+                    record.why = format!("rolled to {} from {behind}; its owner permits it", egress.digest);
                     let generation = if used == 0 { newest(&mut transaction, &place.chain).await? + 1 } else { used };
                     permits::mark_used(&mut transaction, &id, generation).await?;
                     (Event::StaleKeyReleased, generation)
@@ -101,7 +101,7 @@ impl Store {
                     return Ok(Release::Refused(message));
                 }
                 None => {
-                    record.why = format!("rolled {behind}");
+                    record.why = format!("rolled to {} from {behind}", egress.digest);
                     (Event::StaleKeyReleased, newest(&mut transaction, &place.chain).await? + 1)
                 }
             }

@@ -1,18 +1,25 @@
 //! A real PostgreSQL, started once in each process of tests, and a database of its own for whoever asks.
 
+#![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
+
 use std::fs::File;
 use std::io::{BufRead, BufReader};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 
 use hgs::StoreUrl;
 use sqlx::{AnyConnection, Connection, Executor};
 
 /// Ends the server when this process ends, however it does: the pipe to its script is closed then.
-static SERVER: OnceLock<std::process::ChildStdin> = OnceLock::new();
+static SERVER: OnceLock<Child> = OnceLock::new();
+
+/// An empty database.
+pub async fn database() -> StoreUrl {
+    StoreUrl::parse(&database_url().await).unwrap()
+}
 
 /// The address of an empty database.
-pub async fn database() -> StoreUrl {
+pub async fn database_url() -> String {
     let folder = tokio::task::spawn_blocking(folder).await.unwrap();
     let socket = folder.replace('%', "%25").replace('/', "%2F");
     let name = format!("t{}", uuid::Uuid::new_v4().simple());
@@ -21,7 +28,7 @@ pub async fn database() -> StoreUrl {
     let statement = format!("CREATE DATABASE {name} TEMPLATE template0");
     admin.execute(sqlx::AssertSqlSafe(statement)).await.unwrap();
     admin.close().await.unwrap();
-    StoreUrl::parse(&format!("postgres://hgs@{socket}/{name}")).unwrap()
+    format!("postgres://hgs@{socket}/{name}")
 }
 
 /// Of the server's socket. This module is compiled into several modules of one program: they share a server by way of
@@ -36,7 +43,8 @@ fn folder() -> String {
         return known;
     }
     let mut server = Command::new("sh")
-        .args(["-c", include_str!("postgres.sh")])
+        .args(["-c", include_str!("postgres.sh"), "postgres.sh"])
+        .arg(&path)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()
@@ -46,6 +54,6 @@ fn folder() -> String {
     let folder = line.trim_end().to_owned();
     assert!(!folder.is_empty(), "PostgreSQL did not start: see above; its package is installed by scripts/bootstrap");
     std::fs::write(&path, &folder).unwrap();
-    SERVER.set(server.stdin.take().unwrap()).unwrap();
+    SERVER.set(server).unwrap();
     folder
 }

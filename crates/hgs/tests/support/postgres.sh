@@ -1,6 +1,6 @@
 #!/bin/sh
 # A PostgreSQL server of its own, until standard input ends: also when the test that holds the other end is killed.
-# Prints the folder of its socket. The superuser is "hgs", and everybody who reaches the socket is believed.
+# Prints the folder of its socket, and removes the file $1 at the end. The superuser is "hgs", and everybody who reaches the socket is believed.
 set -eu
 trap '' INT HUP
 bin=$(ls -d /usr/lib/postgresql/*/bin 2> /dev/null | sort -V | tail -n 1)
@@ -9,7 +9,7 @@ bin=$(ls -d /usr/lib/postgresql/*/bin 2> /dev/null | sort -V | tail -n 1)
     exit 1
 }
 folder=$(mktemp -d "${TMPDIR:-/tmp}/drydock-postgres.XXXXXX")
-trap 'rm -rf "$folder"' EXIT
+trap 'rm -rf "$folder" "$1"' EXIT
 as=
 if [ "$(id -u)" = 0 ]; then
     # It refuses to run as root; its package made this user.
