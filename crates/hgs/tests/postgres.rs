@@ -1,6 +1,7 @@
 //! The tests of the service once more, on PostgreSQL: `support` gives the services of this program a database there.
 
-#![allow(clippy::unwrap_used)]
+// Each file of tests brings its own `support`.
+#![allow(clippy::unwrap_used, clippy::duplicate_mod)]
 
 #[path = "audit_log.rs"]
 mod audit_log;
