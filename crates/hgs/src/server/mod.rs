@@ -23,6 +23,8 @@ use tokio_rustls::TlsAcceptor;
 use crate::admin::Hgs;
 use crate::error::{Error, Result};
 
+pub use routes::routes;
+
 /// For the TLS handshake, and for the head of each request.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// A connection ends after this, however busy: a peer that reads or writes a byte a minute holds nothing up.

@@ -171,7 +171,7 @@ impl World {
         (answer.status(), answer.bytes().await.unwrap().to_vec())
     }
 
-    fn raw(&self) -> reqwest::Client {
+    pub fn raw(&self) -> reqwest::Client {
         let ca = reqwest::Certificate::from_pem(self.hgs.ca_pem().as_bytes()).unwrap();
         reqwest::Client::builder().tls_certs_only([ca]).no_proxy().build().unwrap()
     }
