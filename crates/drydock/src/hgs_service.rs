@@ -374,6 +374,7 @@ pub(crate) fn lift(error: HgsError) -> Error {
         | HgsError::StoreExposed { .. }
         | HgsError::AuditBroken { .. }
         | HgsError::AuditForged { .. }
+        | HgsError::AuditShrank { .. }
         | HgsError::AuditCut { .. } => Kind::Refused,
         HgsError::BadHostName { .. }
         | HgsError::BadEndorsementKey(_)

@@ -68,6 +68,11 @@ pub enum Error {
     AuditBroken { seq: i64 },
     #[error("the audit log was cut or made anew: none of its {rows} rows has the hash that was kept")]
     AuditCut { rows: i64 },
+    #[error(
+        "the audit log has {rows} rows where row {seen} was written before: rows were cut off, or an older copy of the \
+         store was put back; find out which, then start the service again"
+    )]
+    AuditShrank { rows: i64, seen: i64 },
     #[error("row {seq} of the audit log does not bear this service's signature: somebody without its key wrote it")]
     AuditForged { seq: i64 },
     #[error("that is not the URL of a PostgreSQL database (postgres://USER@HOST/DATABASE)")]

@@ -9,7 +9,8 @@ use attestation::P256Key;
 use aws_lc_rs::digest::{Context, SHA256};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use hgs::{Entry, Error};
+use hgs::client::Error as ClientError;
+use hgs::{Entry, Error, Hgs};
 use support::{HOST, World};
 
 /// A log of three rows: the host was added, and attested twice.
@@ -172,8 +173,16 @@ async fn a_hash_kept_elsewhere_finds_rows_that_were_cut_off() {
     assert_eq!(world.hgs.verify_audit().await.unwrap(), first);
     let cut = world.hgs.verify_audit_since(Some(&second)).await;
     assert!(matches!(cut, Err(Error::AuditCut { rows: 1 })), "{cut:?}");
-    // Not the same event: in the same second it would make the same row, and nothing would be missing.
-    world.hgs.remove_host(HOST).await.unwrap();
+    // The process that wrote the row misses it, and nothing is released without a row; one that was started since
+    // does not.
+    let refused = world.client().attest(&world.host_key).await.err().unwrap();
+    assert!(matches!(refused, ClientError::Unavailable { .. }), "{refused}");
+    let refused = world.hgs.remove_host(HOST).await;
+    assert!(matches!(refused, Err(Error::AuditShrank { rows: 1, seen: 2 })), "{refused:?}");
+    // Not the same event again: in the same second it would make the same row, and nothing would be missing.
+    Hgs::open(&world.dir()).await.unwrap().remove_host(HOST).await.unwrap();
+    let refused = world.hgs.set_strict(true).await;
+    assert!(matches!(refused, Err(Error::AuditShrank { rows: 2, seen: 2 })), "{refused:?}");
     let cut = world.hgs.verify_audit_since(Some(&second)).await;
     assert!(matches!(cut, Err(Error::AuditCut { rows: 2 })), "{cut:?}");
     assert!(world.hgs.verify_audit_since(Some(&first)).await.is_ok());

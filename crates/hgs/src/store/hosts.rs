@@ -45,8 +45,7 @@ impl Store {
             .execute(&mut *transaction)
             .await?;
         let record = Record { host: name.to_owned(), host_key: fingerprint, ..Record::default() };
-        self.append(&mut transaction, Event::HostAdded, record, now).await?;
-        Ok(transaction.commit().await?)
+        self.conclude(transaction, Event::HostAdded, record, now).await
     }
 
     pub(crate) async fn remove_host(&self, name: &str, now: OffsetDateTime) -> Result<()> {
@@ -59,8 +58,7 @@ impl Store {
         let host_key: String = row.try_get(0)?;
         sqlx::query("DELETE FROM hosts WHERE name = $1").bind(name.to_owned()).execute(&mut *transaction).await?;
         let record = Record { host: name.to_owned(), host_key, ..Record::default() };
-        self.append(&mut transaction, Event::HostRemoved, record, now).await?;
-        Ok(transaction.commit().await?)
+        self.conclude(transaction, Event::HostRemoved, record, now).await
     }
 
     pub(crate) async fn hosts(&self) -> Result<Vec<HostEntry>> {

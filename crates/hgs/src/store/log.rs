@@ -1,7 +1,9 @@
 //! The audit log's rows.
 
+use std::sync::PoisonError;
+
 use sqlx::any::AnyRow;
-use sqlx::{AnyConnection, Row};
+use sqlx::{Any, AnyConnection, Row, Transaction};
 use time::OffsetDateTime;
 
 use super::{Store, instant};
@@ -10,31 +12,72 @@ use crate::error::{Error, Result};
 
 const PAGE: i64 = 1000;
 
+/// The log's last row.
+pub(super) struct Head {
+    seq: i64,
+    hash: String,
+}
+
+impl Default for Head {
+    /// Of an empty log.
+    fn default() -> Self {
+        Head { seq: 0, hash: GENESIS.to_owned() }
+    }
+}
+
 impl Store {
     pub(crate) async fn record(&self, event: Event, record: Record, now: OffsetDateTime) -> Result<()> {
-        let mut transaction = self.database.begin().await?;
-        self.append(&mut transaction, event, record, now).await?;
-        Ok(transaction.commit().await?)
+        let transaction = self.database.begin().await?;
+        self.conclude(transaction, event, record, now).await
     }
 
-    /// Adds a row in a transaction of [`Database::begin`](super::engine::Database::begin), the only kind in which
-    /// the last row stays the last one.
-    pub(super) async fn append(
+    /// Ends a transaction of [`Database::begin`](super::engine::Database::begin), the only kind in which the last row
+    /// stays the last one, with a row for what was done in it.
+    pub(super) async fn conclude(
+        &self,
+        mut transaction: Transaction<'static, Any>,
+        event: Event,
+        record: Record,
+        now: OffsetDateTime,
+    ) -> Result<()> {
+        let head = self.append(&mut transaction, event, record, now).await?;
+        transaction.commit().await?;
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        // Another task may have been faster after its commit.
+        if head.seq > seen.seq {
+            *seen = head;
+        }
+        Ok(())
+    }
+
+    /// Refuses to go on from a log that has become shorter than this process has seen it, or has another row there.
+    fn check_head(&self, last: &Head) -> Result<()> {
+        let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        if last.seq < seen.seq || (last.seq == seen.seq && last.hash != seen.hash) {
+            return Err(Error::AuditShrank { rows: last.seq, seen: seen.seq });
+        }
+        Ok(())
+    }
+
+    async fn append(
         &self,
         connection: &mut AnyConnection,
         event: Event,
         record: Record,
         now: OffsetDateTime,
-    ) -> Result<()> {
+    ) -> Result<Head> {
         let last = sqlx::query("SELECT seq, hash FROM audit ORDER BY seq DESC LIMIT 1")
             .fetch_optional(&mut *connection)
             .await?;
-        let (seq, previous) = match last {
-            Some(row) => (row.try_get::<i64, _>(0)?, row.try_get(1)?),
-            None => (0, GENESIS.to_owned()),
+        let last = match last {
+            Some(row) => Head { seq: row.try_get(0)?, hash: row.try_get(1)? },
+            None => Head::default(),
         };
+        self.check_head(&last)?;
+        let Head { seq, hash: previous } = last;
         let seq = seq.checked_add(1).ok_or(Error::AuditBroken { seq })?;
         let entry = Entry::new(seq, now.unix_timestamp(), event, record, previous, &self.key)?;
+        let head = Head { seq: entry.seq, hash: entry.hash.clone() };
         sqlx::query(
             "INSERT INTO audit (seq, at, event, host, host_key, protector, owner, why, previous, hash, signature) \
              VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
@@ -52,7 +95,7 @@ impl Store {
         .bind(entry.signature)
         .execute(&mut *connection)
         .await?;
-        Ok(())
+        Ok(head)
     }
 
     /// The newest rows, oldest first.

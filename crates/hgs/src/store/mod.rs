@@ -9,6 +9,7 @@ mod policy;
 mod protectors;
 
 use std::path::Path;
+use std::sync::Mutex;
 
 use sqlx::Row;
 use time::OffsetDateTime;
@@ -26,12 +27,14 @@ pub(crate) use protectors::{Egress, REFUSE, Release, STALE, key_id};
 pub(crate) struct Store {
     database: Database,
     key: AuditKey,
+    /// The newest row that this process wrote.
+    seen: Mutex<log::Head>,
 }
 
 impl Store {
     /// Opens the store: in `dir`, or where `url` says. A new one belongs to the service with this key from now on.
     pub(crate) async fn open(dir: &Path, url: Option<&StoreUrl>, key: AuditKey) -> Result<Self> {
-        let store = Store { database: Database::open(dir, url).await?, key };
+        let store = Store { database: Database::open(dir, url).await?, key, seen: Mutex::default() };
         store.claim().await?;
         Ok(store)
     }
@@ -72,8 +75,7 @@ impl Store {
         .execute(&mut *transaction)
         .await?;
         let record = Record { why: format!("setting '{name}' is '{value}'"), ..Record::default() };
-        self.append(&mut transaction, Event::PolicyChanged, record, now).await?;
-        Ok(transaction.commit().await?)
+        self.conclude(transaction, Event::PolicyChanged, record, now).await
     }
 }
 

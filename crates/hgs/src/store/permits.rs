@@ -31,8 +31,7 @@ impl Store {
             why: format!("the owner permits this stale protector until {}", permit.not_after),
             ..Record::default()
         };
-        self.append(&mut transaction, Event::StalePermitted, record, now).await?;
-        Ok(transaction.commit().await?)
+        self.conclude(transaction, Event::StalePermitted, record, now).await
     }
 }
 

@@ -46,8 +46,7 @@ impl Store {
         let which: Vec<String> = baseline.pcrs.keys().map(u32::to_string).collect();
         let why = format!("baseline '{name}' added: PCR {}, digest {digest}", which.join(", "));
         let record = Record { why, ..Record::default() };
-        self.append(&mut transaction, Event::PolicyChanged, record, now).await?;
-        Ok(transaction.commit().await?)
+        self.conclude(transaction, Event::PolicyChanged, record, now).await
     }
 
     pub(crate) async fn remove_baseline(&self, name: &str, now: OffsetDateTime) -> Result<()> {
@@ -60,8 +59,7 @@ impl Store {
             return Err(Error::NoSuchBaseline { name: name.to_owned() });
         }
         let record = Record { why: format!("baseline '{name}' removed"), ..Record::default() };
-        self.append(&mut transaction, Event::PolicyChanged, record, now).await?;
-        Ok(transaction.commit().await?)
+        self.conclude(transaction, Event::PolicyChanged, record, now).await
     }
 
     /// Makes a check from now on, or no longer. Changes nothing when it is so already.
@@ -76,7 +74,7 @@ impl Store {
         if changed.rows_affected() > 0 {
             let what = if on { "added" } else { "removed" };
             let record = Record { why: format!("policy '{}' {what}", check.name()), ..Record::default() };
-            self.append(&mut transaction, Event::PolicyChanged, record, now).await?;
+            return self.conclude(transaction, Event::PolicyChanged, record, now).await;
         }
         Ok(transaction.commit().await?)
     }

@@ -96,8 +96,7 @@ impl Store {
                         place.generation, place.rolled
                     );
                     record.why.clone_from(&message);
-                    self.append(&mut transaction, Event::KeyRefused, record, now).await?;
-                    transaction.commit().await?;
+                    self.conclude(transaction, Event::KeyRefused, record, now).await?;
                     return Ok(Release::Refused(message));
                 }
                 None => {
@@ -113,8 +112,7 @@ impl Store {
             .bind(place.chain)
             .execute(&mut *transaction)
             .await?;
-        self.append(&mut transaction, event, record, now).await?;
-        transaction.commit().await?;
+        self.conclude(transaction, event, record, now).await?;
         Ok(Release::Granted)
     }
 
