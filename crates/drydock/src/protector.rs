@@ -51,7 +51,8 @@ pub(crate) fn run(command: Protector, out: &Output) -> Result<()> {
             let keyring = Keyring::open(owner.folder.guardians)?;
             let protector = load(&file)?;
             let keys = keyring.private(&owner.owner, owner.passphrase_fd)?;
-            let not_after = now + Duration::hours(hours.into());
+            // As the permit has it: in whole seconds.
+            let not_after = now.truncate_to_second() + Duration::hours(hours.into());
             let permit = Permit::sign(&keys, &protector, not_after)
                 .context(Kind::BadInput, || format!("{} cannot be permitted", file.display()))?;
             must_not_exist(&target)?;

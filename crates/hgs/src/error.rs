@@ -99,8 +99,8 @@ pub enum Error {
     OtherOwner { owner: String },
     #[error("the permit's content is not that of a permit")]
     BadPermit,
-    #[error("the permit ended at {not_after}; the owner makes a new one with `drydock protector permit-stale`")]
-    PermitExpired { not_after: time::OffsetDateTime },
+    #[error("the permit ended at {until}; the owner makes a new one with `drydock protector permit-stale`")]
+    PermitExpired { until: String },
     #[error("this permit was taken before")]
     PermitKnown,
     #[error("plain HTTP is for loopback addresses only, and {address} is not one")]

@@ -4,6 +4,7 @@
 use key_protector::{Guardian, Protector, Role, signed};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
 use crate::error::{Error, Result};
 use crate::hex;
@@ -22,6 +23,11 @@ pub struct Permit {
     pub not_after: OffsetDateTime,
 }
 
+/// Whole seconds and a year that was read from 64 bits: only years beyond 9999 have no such form.
+fn rfc3339(instant: OffsetDateTime) -> String {
+    instant.format(&Rfc3339).unwrap_or_else(|_| instant.to_string())
+}
+
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Payload {
@@ -32,6 +38,11 @@ struct Payload {
 }
 
 impl Permit {
+    /// Its end, as people read it.
+    pub(crate) fn until(&self) -> String {
+        rfc3339(self.not_after)
+    }
+
     /// Signs a permit for `protector`, which must be the signer's own.
     ///
     /// # Errors
@@ -65,7 +76,7 @@ impl Permit {
             return Err(Error::BadPermit);
         }
         if now > not_after {
-            return Err(Error::PermitExpired { not_after });
+            return Err(Error::PermitExpired { until: rfc3339(not_after) });
         }
         let owner = verified.signer.fingerprint();
         Ok(Permit { id: format!("{owner}/{}", payload.id), protector: payload.protector, owner, not_after })

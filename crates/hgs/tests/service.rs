@@ -151,3 +151,49 @@ async fn bodies_in_chunks_are_limited_and_idle_connections_do_not_hold_shutdown_
     assert!(started.elapsed() < std::time::Duration::from_secs(5));
     drop(idle);
 }
+
+/// A folder and a store as they were before rows were signed: nothing is lost, the log begins anew, and the protectors
+/// that are in use begin chains.
+#[tokio::test]
+async fn a_service_of_an_earlier_version_goes_on() {
+    let world = World::start().await;
+    let client = world.client();
+    let health = client.attest(&world.host_key).await.unwrap();
+    let rolled = client.roll_transport_key(&world.protector(&[]).0, &health).await.unwrap();
+    let mut store = world.store().await;
+    for statement in [
+        "DROP TABLE audit",
+        "ALTER TABLE audit_unsigned RENAME TO audit",
+        "DROP TABLE service",
+        "DROP TABLE answered",
+        "DROP TABLE settings",
+        "DROP TABLE chains",
+        "DROP TABLE permits",
+        "DROP INDEX protectors_chain",
+        "DELETE FROM protectors WHERE generation = 0",
+        "ALTER TABLE protectors DROP COLUMN chain",
+        "ALTER TABLE protectors DROP COLUMN generation",
+        "DELETE FROM _sqlx_migrations WHERE version = 4",
+        "INSERT INTO audit (seq, at, event, host, host_key, protector, owner, why, previous, hash) \
+         VALUES (1, 1, 'attested', 'host-1', '', '', '', '', '', '')",
+    ] {
+        sqlx::query(statement).execute(&mut store).await.unwrap();
+    }
+    for file in ["audit-key.pem", "challenge.key"] {
+        fs::remove_file(world.dir().join(file)).unwrap();
+    }
+
+    let hgs = Hgs::open(&world.dir()).await.unwrap();
+    assert_eq!(mode(&world.dir().join("audit-key.pem")), 0o600);
+    assert_eq!(hgs.verify_audit_since(None).await.unwrap().0, 0);
+    assert_eq!(hgs.hosts().await.unwrap()[0].name, HOST);
+    let old: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM audit_unsigned").fetch_one(&mut store).await.unwrap();
+    assert_eq!(old, 1);
+    let in_use = hgs.in_use().await.unwrap();
+    assert_eq!((in_use.len(), &in_use[0].digest), (1, &rolled.egress_protector.digest()));
+    // Opened again, it is the same service with the same keys.
+    let again = Hgs::open(&world.dir()).await.unwrap();
+    again.set_strict(true).await.unwrap();
+    hgs.verify_audit().await.unwrap();
+    world.shut_down().await;
+}

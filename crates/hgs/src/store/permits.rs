@@ -28,7 +28,7 @@ impl Store {
         let record = Record {
             protector: permit.protector.clone(),
             owner: permit.owner.clone(),
-            why: format!("the owner permits this stale protector until {}", permit.not_after),
+            why: format!("the owner permits this stale protector until {}", permit.until()),
             ..Record::default()
         };
         self.conclude(transaction, Event::StalePermitted, record, now).await
