@@ -30,6 +30,10 @@ pub enum Error {
     Tls(#[from] rustls::Error),
     #[error("the store failed")]
     Store(#[from] sqlx::Error),
+    #[error(
+        "the store's PostgreSQL cannot be used: see that it runs, and that it has the role and the database in the URL"
+    )]
+    StoreUnreachable(#[source] sqlx::Error),
     #[error("the store's tables cannot be brought up to date")]
     Migration(#[from] sqlx::migrate::MigrateError),
     #[error("'{name}' is not a host name: 1 to 64 letters, digits, dots, dashes and underscores")]

@@ -14,10 +14,10 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use hgs::client::{HgsClient, HostTpm};
 use hgs::server::{self, Serving, Transport};
-use hgs::{Error, Hgs, InitOptions};
+use hgs::{Error, Hgs, InitOptions, StoreUrl};
 use reqwest::StatusCode;
 use support::boot::{Machine, boot, log};
-use support::{HOST, World, passphrase};
+use support::{HOST, World, passphrase, postgres};
 use tempfile::TempDir;
 use tokio::sync::oneshot;
 
@@ -210,6 +210,19 @@ async fn a_store_belongs_to_one_service() {
     assert_eq!(world.hgs.verify_audit_since(None).await.unwrap().0, 1);
     world.shut_down().await;
     other.shut_down().await;
+}
+
+#[tokio::test]
+async fn a_database_that_is_not_there_is_said_at_once_and_leaves_no_service() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path().join("hgs");
+    let existing = postgres::database_url().await;
+    for url in ["postgres://hgs@%2Fnowhere/hgs", &format!("{existing}x")] {
+        let options = InitOptions { store: Some(StoreUrl::parse(url).unwrap()), ..InitOptions::default() };
+        let refused = Hgs::init(&dir, options).await.err().unwrap();
+        assert!(matches!(refused, Error::StoreUnreachable(_)), "{refused:?}");
+        assert!(!dir.exists());
+    }
 }
 
 /// Requests at both nodes at once: one chain, each verdict in it once.

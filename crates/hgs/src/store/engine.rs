@@ -10,7 +10,7 @@ use reqwest::Url;
 use sqlx::any::{AnyConnectOptions, AnyPoolOptions};
 use sqlx::migrate::{Migration, MigrationType, Migrator};
 use sqlx::postgres::{PgConnectOptions, PgSslMode};
-use sqlx::{Any, AnyPool, Executor, SqlSafeStr, Transaction};
+use sqlx::{Any, AnyConnection, AnyPool, Connection, Executor, SqlSafeStr, Transaction};
 use zeroize::Zeroizing;
 
 use crate::error::{Error, Result};
@@ -99,6 +99,11 @@ impl Database {
             None => AnyConnectOptions::from_str(&sqlite_url(dir)?)?,
             Some(url) => AnyConnectOptions::from_str(url.expose())?,
         };
+        if engine == Engine::Postgres {
+            // A pool tries until its time is up and then says no more than that.
+            let connection = AnyConnection::connect_with(&options).await.map_err(Error::StoreUnreachable)?;
+            connection.close().await?;
+        }
         let pool = AnyPoolOptions::new()
             .max_connections(CONNECTIONS)
             .acquire_timeout(ACQUIRE)
