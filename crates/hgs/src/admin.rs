@@ -68,8 +68,8 @@ pub struct Hgs {
 }
 
 impl Hgs {
-    /// Makes a service in `dir`, which must not exist or be empty. Nothing is left behind when it fails half-way
-    /// except a folder whose name ends in `.new-…`.
+    /// Makes a service in `dir`, which must not exist or be empty. Nothing is left behind when it fails half-way;
+    /// when it is killed, a folder whose name ends in `.new-…`.
     ///
     /// # Errors
     /// `AlreadyThere`, `Certificate` (a server name is not one), `Io`, `Store`.
@@ -82,9 +82,9 @@ impl Hgs {
             Keys::generate(&name, server_names, mode, now, lifetime, store)
         })
         .await?;
-        keys.save(&temporary)?;
-        Store::open(&temporary, keys.store.as_ref(), keys.audit_key()?).await?.close().await;
-        files::finish(&temporary, dir)?;
+        keys.save(temporary.path())?;
+        Store::open(temporary.path(), keys.store.as_ref(), keys.audit_key()?).await?.close().await;
+        files::finish(temporary, dir)?;
         let service = Self::with_keys(dir, keys).await?;
         if strict {
             service.set_strict(true).await?;
@@ -255,14 +255,14 @@ impl Hgs {
         store: Option<StoreUrl>,
     ) -> Result<Self> {
         let temporary = files::begin(dir)?;
-        let (target, passphrase) = (temporary.clone(), passphrase.clone());
+        let (target, passphrase) = (temporary.path().to_owned(), passphrase.clone());
         let keys = blocking(move || {
             backup::import(&target, &exported, &passphrase, store.as_ref())?;
             Keys::load(&target)
         })
         .await?;
-        Store::open(&temporary, keys.store.as_ref(), keys.audit_key()?).await?.close().await;
-        files::finish(&temporary, dir)?;
+        Store::open(temporary.path(), keys.store.as_ref(), keys.audit_key()?).await?.close().await;
+        files::finish(temporary, dir)?;
         let service = Self::with_keys(dir, keys).await?;
         service.record(Event::KeysImported, Record::default()).await?;
         Ok(service)
