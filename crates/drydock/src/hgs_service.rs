@@ -363,6 +363,7 @@ pub(crate) fn lift(error: HgsError) -> Error {
         | HgsError::PrimaryGuardian
         | HgsError::GuardianInUse { .. }
         | HgsError::ForeignStore
+        | HgsError::GuardianMissing { .. }
         | HgsError::PermitKnown
         | HgsError::OtherMode { .. } => Kind::WrongState,
         HgsError::NotThere { .. }

@@ -22,6 +22,8 @@ use crate::{backup, files};
 /// How long a host that passed may ask for keys: MS-HGSA leaves it open, eight hours is what Windows does.
 const HEALTH_LIFETIME: Duration = Duration::hours(8);
 const MAX_HOST_NAME: usize = 64;
+/// The setting that names the guardian which is the primary one after the nodes' next start.
+const PRIMARY: &str = "primary-guardian";
 /// The setting's other value: stale protectors are reported and released.
 const REPORT: &str = "report";
 
@@ -304,7 +306,16 @@ impl Hgs {
         let guardian = blocking(move || Keys::rotate(&dir, now, lifetime)).await?;
         let why = format!("guardian '{}', signing certificate {}", guardian.name(), guardian.signing().fingerprint());
         self.record(Event::GuardianAdded, Record { why, ..Record::default() }).await?;
+        self.store.set_setting(PRIMARY, &guardian.signing().fingerprint(), self.now()).await?;
         Ok(guardian)
+    }
+
+    /// That this node has the guardian which another one made primary: protectors that are granted to it alone would
+    /// not open here.
+    pub(crate) async fn check_guardians(&self) -> Result<()> {
+        let Some(fingerprint) = self.store.setting(PRIMARY).await? else { return Ok(()) };
+        let known = self.keys.guardians.iter().any(|own| own.public().signing().fingerprint() == fingerprint);
+        if known { Ok(()) } else { Err(Error::GuardianMissing { fingerprint }) }
     }
 
     /// Destroys the key of a guardian that is not the primary one, from the next start on. What only it can open,

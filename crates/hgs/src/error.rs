@@ -62,6 +62,11 @@ pub enum Error {
     KeyExists { name: String },
     #[error("no guardian of this service has a signing certificate with the fingerprint {fingerprint}")]
     NoSuchGuardian { fingerprint: String },
+    #[error(
+        "another node made a guardian that this one does not have ({fingerprint}); take the service's keys over from \
+         there: `drydock hgs export`, `drydock hgs import`"
+    )]
+    GuardianMissing { fingerprint: String },
     #[error("that is the primary guardian; make another one first: `drydock hgs rotate`")]
     PrimaryGuardian,
     #[error("{count} protectors in use still depend on that guardian; `drydock hgs status` lists them")]

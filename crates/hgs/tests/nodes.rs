@@ -15,6 +15,7 @@ use base64::engine::general_purpose::STANDARD;
 use hgs::client::{HgsClient, HostTpm};
 use hgs::server::{self, Serving, Transport};
 use hgs::{Error, Hgs, InitOptions, StoreUrl};
+use key_protector::Protector;
 use reqwest::StatusCode;
 use support::boot::{Machine, boot, log};
 use support::{HOST, World, passphrase, postgres};
@@ -99,6 +100,31 @@ async fn a_stale_protector_is_stale_at_every_node() {
     here.roll_transport_key(&second, &health).await.unwrap();
     assert!(there.roll_transport_key(&first, &health).await.is_err());
     assert!(there.roll_transport_key(&second, &health).await.is_ok());
+    node.stop().await;
+    world.shut_down().await;
+}
+
+#[tokio::test]
+async fn a_node_without_the_new_guardian_does_not_start_again() {
+    let world = World::start().await;
+    let node = Node::of(&world).await;
+    let new = world.hgs.rotate_guardian(time::Duration::days(30)).await.unwrap();
+    // It runs on.
+    let there = HgsClient::new(&node.url, Some(world.hgs.ca_pem().as_bytes())).unwrap();
+    let health = there.attest(&world.host_key).await.unwrap();
+    let (protector, _) = world.protector(&[]);
+    there.roll_transport_key(&protector, &health).await.unwrap();
+    let again = Arc::new(Hgs::open(&node.folder.path().join("hgs")).await.unwrap());
+    let refused = server::serve(again, "127.0.0.1:0".parse().unwrap(), Transport::Https, async {}).await.err().unwrap();
+    assert!(matches!(&refused, Error::GuardianMissing { fingerprint } if *fingerprint == new.signing().fingerprint()));
+    node.stop().await;
+
+    // With the keys of the node that has it, it opens what is granted to it alone.
+    let node = Node::of(&world).await;
+    let there = HgsClient::new(&node.url, Some(world.hgs.ca_pem().as_bytes())).unwrap();
+    let (protector, key) = Protector::new(&world.owner, &[new], support::now()).unwrap();
+    let rolled = there.roll_transport_key(&protector, &there.attest(&world.host_key).await.unwrap()).await.unwrap();
+    assert_eq!(rolled.ingress.expose(), key.expose());
     node.stop().await;
     world.shut_down().await;
 }
