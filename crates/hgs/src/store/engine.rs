@@ -24,9 +24,10 @@ const CONNECTIONS: u32 = 8;
 /// Waits for another process that writes (`drydock hgs add-host` beside the service). A key must not leave before its
 /// audit row is on the disk: that is what FULL is for.
 const SQLITE_SESSION: &str = "PRAGMA busy_timeout = 10000; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL";
-/// The same; and a node that stops in the middle of a transaction (a frozen machine) loses its lock.
-const POSTGRES_SESSION: &str = "SET synchronous_commit = on; SET lock_timeout = '10s'; \
-     SET idle_in_transaction_session_timeout = '10s'; SET statement_timeout = '30s'";
+/// The same; and a node that stops in the middle of a transaction (a frozen machine) loses its lock before the others
+/// stop waiting for it.
+const POSTGRES_SESSION: &str = "SET synchronous_commit = on; SET lock_timeout = '15s'; \
+     SET idle_in_transaction_session_timeout = '5s'; SET statement_timeout = '30s'";
 
 /// The address of a PostgreSQL database, `postgres://…`. It may hold a password, so it is wiped and never shown.
 #[derive(Clone, PartialEq, Eq)]
