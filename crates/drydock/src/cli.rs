@@ -268,6 +268,19 @@ pub(crate) enum Protector {
     },
     /// Check every signature in it.
     Verify { file: PathBuf },
+    /// Permit a Host Guardian Service that refuses stale protectors to take this one once: after the VM was restored
+    /// from a backup. The file goes to the fabric admin, who gives it to `drydock hgs permit`.
+    PermitStale {
+        /// The protector of the restored VM.
+        file: PathBuf,
+        #[command(flatten)]
+        owner: Owner,
+        /// Hours until the permit ends.
+        #[arg(long, default_value_t = 24, value_parser = clap::value_parser!(u32).range(1..=24 * 30))]
+        hours: u32,
+        #[arg(long, short)]
+        out: PathBuf,
+    },
 }
 
 #[derive(Subcommand)]
@@ -391,6 +404,11 @@ pub(crate) enum Hgs {
         /// How hosts attest: by a key in a file, or by their TPM and how they were started.
         #[arg(long, value_enum, default_value = "host-key")]
         mode: ModeArg,
+        #[command(flatten)]
+        store: StoreArgs,
+        /// Refuse stale protectors instead of only reporting them; see `drydock hgs strict`.
+        #[arg(long)]
+        strict: bool,
     },
     /// Run it.
     Serve {
@@ -480,19 +498,52 @@ pub(crate) enum Hgs {
         #[command(flatten)]
         dir: HgsDir,
     },
-    /// Show what it released and refused, after checking that no row was changed or taken out.
+    /// Show what it released and refused, after checking that no row was changed, taken out or put in by others.
+    #[command(args_conflicts_with_subcommands = true)]
     Audit {
+        #[command(subcommand)]
+        command: Option<Audit>,
         #[command(flatten)]
         dir: HgsDir,
         /// How many of the newest rows.
         #[arg(long, default_value_t = 50)]
         last: u32,
-        /// Only check the log, and show the hash to keep elsewhere.
+    },
+    /// Write the service's keys and settings into one file, encrypted under a passphrase: a backup, or what a further
+    /// node is made of. Hosts, policy and log are in the store and not in this file.
+    Export {
+        #[command(flatten)]
+        dir: HgsDir,
+        #[arg(long, short)]
+        out: PathBuf,
+        /// Read the passphrase from this file descriptor instead of asking.
         #[arg(long)]
-        verify: bool,
-        /// A hash that was kept: finds rows that were cut off at the end, too.
-        #[arg(long, value_name = "HASH")]
-        kept: Option<String>,
+        passphrase_fd: Option<i32>,
+    },
+    /// Make a service's folder from what `export` wrote: a further node on the same PostgreSQL, or a lost one.
+    Import {
+        file: PathBuf,
+        #[command(flatten)]
+        dir: HgsDir,
+        #[command(flatten)]
+        store: StoreArgs,
+        /// Read the passphrase from this file descriptor instead of asking.
+        #[arg(long)]
+        passphrase_fd: Option<i32>,
+    },
+    /// Refuse protectors that are older than the last one that was rolled for their VM, or only report them.
+    Strict {
+        #[arg(value_enum)]
+        state: OnOff,
+        #[command(flatten)]
+        dir: HgsDir,
+    },
+    /// Take an owner's permit (`drydock protector permit-stale`) to start a VM from a backup where stale protectors are
+    /// refused.
+    Permit {
+        file: PathBuf,
+        #[command(flatten)]
+        dir: HgsDir,
     },
     /// Write the fabric guardian's public half, for tenants to import.
     Guardian {
@@ -501,6 +552,36 @@ pub(crate) enum Hgs {
         #[arg(long, short)]
         out: PathBuf,
     },
+}
+
+#[derive(Subcommand)]
+pub(crate) enum Audit {
+    /// Check the log, and show the hash to keep elsewhere.
+    Verify {
+        #[command(flatten)]
+        dir: HgsDir,
+        /// A hash that was kept: finds rows that were cut off at the end, too.
+        #[arg(long, value_name = "HASH")]
+        kept: Option<String>,
+    },
+}
+
+/// Where the service keeps hosts, policy and log.
+#[derive(Args)]
+pub(crate) struct StoreArgs {
+    /// A PostgreSQL that several nodes can share, postgres://USER@HOST/DATABASE; SQLite in the folder otherwise. A
+    /// password is never an argument: put such a URL into a file.
+    #[arg(long, value_name = "URL", conflicts_with = "store_file")]
+    pub store: Option<String>,
+    /// The same, from a file that nobody else may read.
+    #[arg(long, value_name = "FILE")]
+    pub store_file: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum OnOff {
+    On,
+    Off,
 }
 
 #[derive(Clone, Copy, ValueEnum)]

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use host::durable;
-use host::error::{Context, Error, Kind, Result};
+use host::error::{Context, Kind, Result};
 use key_protector::{Guardian as Keys, GuardianPublic, KeyKind, Role};
 use recovery::rfc3339;
 use serde_json::{Value, json};
@@ -103,14 +103,7 @@ fn write_keys(
             Ok(file)
         }
         KeyFileArg::Pkcs12 => {
-            let passphrase = keyring::passphrase(&format!("New passphrase for {name}: "), passphrase_fd)?;
-            if passphrase.chars().count() < 8 {
-                return Err(Error::new(Kind::BadInput, "the passphrase is shorter than 8 characters")
-                    .remedy("choose a longer one; four random words are good"));
-            }
-            if passphrase_fd.is_none() && *passphrase != *keyring::passphrase("Again: ", None)? {
-                return Err(Error::new(Kind::BadInput, "the two passphrases differ").remedy("run the command again"));
-            }
+            let passphrase = keyring::new_passphrase(name, passphrase_fd, 8)?;
             let bytes = keys.to_pkcs12(&passphrase).context(Kind::Internal, || "cannot write PKCS#12".into())?;
             let file = keyring.path(name, "p12")?;
             // The public half beside it, so that showing a guardian asks for no passphrase.

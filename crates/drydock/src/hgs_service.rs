@@ -10,8 +10,9 @@ use host::error::{Error, Kind, Result};
 use recovery::rfc3339;
 use serde_json::json;
 
-use crate::cli::{CheckArg, Hgs, HgsDir, ModeArg};
+use crate::cli::{Audit, CheckArg, Hgs, HgsDir, ModeArg, OnOff};
 use crate::guardian::{view, write};
+use crate::hgs_nodes;
 use crate::host_service::{runtime, shutdown};
 use crate::keyring;
 use crate::output::Output;
@@ -19,7 +20,16 @@ use crate::output::Output;
 pub(crate) fn run(command: Hgs, out: &Output) -> Result<()> {
     runtime()?.block_on(async {
         match command {
-            Hgs::Init { dir, name, san, mode } => init(&dir.dir, name, san, mode, out).await,
+            Hgs::Init { dir, name, san, mode, store, strict } => {
+                host::store::check_name(&name)?;
+                let mode = match mode {
+                    ModeArg::HostKey => HostKind::HostKey,
+                    ModeArg::Tpm => HostKind::Tpm,
+                };
+                let store = hgs_nodes::store(&store)?;
+                init(&dir.dir, InitOptions { name, server_names: san, mode, store, strict, ..InitOptions::default() }, out)
+                    .await
+            }
             Hgs::Serve { dir, listen, plain_http } => {
                 let transport = if plain_http { Transport::PlainHttp { force: false } } else { Transport::Https };
                 let service = Arc::new(open(&dir).await?);
@@ -87,16 +97,41 @@ pub(crate) fn run(command: Hgs, out: &Output) -> Result<()> {
             }
             Hgs::Trace { dir } => trace(&open(&dir).await?, out).await,
             Hgs::Status { dir } => status(&open(&dir).await?, out).await,
-            Hgs::Audit { dir, last, verify, kept } => {
+            Hgs::Audit { command: Some(Audit::Verify { dir, kept }), .. } => {
+                let verified = open(&dir).await?.verify_audit_since(kept.as_deref()).await;
+                let (rows, head) = verified.map_err(lift)?;
+                out.result(&json!({ "rows": rows, "head": head }), || {
+                    format!("the chain of {rows} rows is whole and signed; keep its last hash elsewhere:\n{head}")
+                });
+                Ok(())
+            }
+            Hgs::Audit { command: None, dir, last } => {
                 let service = open(&dir).await?;
-                let (rows, head) = service.verify_audit_since(kept.as_deref()).await.map_err(lift)?;
-                if verify {
-                    out.result(&json!({ "rows": rows, "head": head }), || {
-                        format!("the chain of {rows} rows is whole; keep its last hash elsewhere:\n{head}")
-                    });
-                    return Ok(());
-                }
+                let (_, head) = service.verify_audit_since(None).await.map_err(lift)?;
                 audit(&service, last, &head, out).await
+            }
+            Hgs::Export { dir, out: target, passphrase_fd } => {
+                hgs_nodes::export(&open(&dir).await?, &target, passphrase_fd, out).await
+            }
+            Hgs::Import { file, dir, store, passphrase_fd } => {
+                hgs_nodes::import(&file, &dir.dir, &store, passphrase_fd, out).await
+            }
+            Hgs::Strict { state, dir } => {
+                let on = state == OnOff::On;
+                open(&dir).await?.set_strict(on).await.map_err(lift)?;
+                out.result(&json!({ "strict": on }), || {
+                    let done = if on { "refused" } else { "released, and reported in the audit log," };
+                    format!("stale protectors are {done} from now on")
+                });
+                Ok(())
+            }
+            Hgs::Permit { file, dir } => {
+                let permit = open(&dir).await?.permit(&keyring::read(&file)?).await.map_err(lift)?;
+                let not_after = rfc3339(permit.not_after);
+                out.result(&json!({ "protector": permit.protector, "owner": permit.owner, "not_after": not_after }), || {
+                    format!("the protector {} may be rolled until {not_after}, for one restore", permit.protector)
+                });
+                Ok(())
             }
             Hgs::Guardian { dir, out: target } => {
                 let guardian = open(&dir).await?.guardian();
@@ -134,13 +169,8 @@ async fn policy(service: &Service, check: CheckArg, on: bool, out: &Output) -> R
     Ok(())
 }
 
-async fn init(dir: &Path, name: String, san: Vec<String>, mode: ModeArg, out: &Output) -> Result<()> {
-    host::store::check_name(&name)?;
-    let mode = match mode {
-        ModeArg::HostKey => HostKind::HostKey,
-        ModeArg::Tpm => HostKind::Tpm,
-    };
-    let options = InitOptions { name, server_names: san, mode, ..InitOptions::default() };
+async fn init(dir: &Path, options: InitOptions, out: &Output) -> Result<()> {
+    let mode = options.mode;
     let service = Service::init(dir, options).await.map_err(lift)?;
     let ca = service.ca_file();
     let folder = dir.display().to_string();
@@ -172,6 +202,7 @@ async fn status(service: &Service, out: &Output) -> Result<()> {
         .map(|h| json!({ "name": h.name, "fingerprint": h.identity.fingerprint(), "added": rfc3339(h.added_at) }))
         .collect();
     let mode = service.mode();
+    let strict = service.strict().await.map_err(lift)?;
     let policy = service.policy().await.map_err(lift)?;
     let checks: Vec<_> = policy.checks.iter().map(|check| check.name()).collect();
     let baselines: Vec<_> =
@@ -187,7 +218,7 @@ async fn status(service: &Service, out: &Output) -> Result<()> {
     let value = json!({
         "old_guardians": old.iter().map(view).collect::<Vec<_>>(), "dependents": depending,
         "guardian": view(&guardian), "hosts": rows, "ca": service.ca_file(), "mode": mode.name(),
-        "checks": checks, "baselines": baselines,
+        "checks": checks, "baselines": baselines, "strict": strict,
     });
     out.result(&value, || {
         let mut text = format!(
@@ -221,6 +252,7 @@ async fn status(service: &Service, out: &Output) -> Result<()> {
             let key = if mode == HostKind::Tpm { "--tpm ek.pem" } else { "host.pub.pem" };
             text += &format!("no host may attest; add one: drydock hgs add-host NAME {key}\n");
         }
+        text += if strict { "stale protectors are refused\n" } else { "stale protectors are reported, not refused\n" };
         if mode == HostKind::Tpm {
             text += &format!("checks of measured boots: {}\n", checks.join(", "));
             for baseline in &policy.baselines {
@@ -276,8 +308,8 @@ async fn trace(service: &Service, out: &Output) -> Result<()> {
     findings.push((
         "audit log",
         match service.verify_audit_since(None).await {
-            Ok((rows, _)) => Ok(format!("{rows} rows, whole")),
-            Err(error @ HgsError::AuditBroken { .. }) => {
+            Ok((rows, _)) => Ok(format!("{rows} rows, whole and signed")),
+            Err(error @ (HgsError::AuditBroken { .. } | HgsError::AuditForged { .. })) => {
                 Err(format!("{error}; keep a copy of the folder and find out who had access to it"))
             }
             Err(error) => return Err(lift(error)),
@@ -322,7 +354,7 @@ async fn audit(service: &Service, last: u32, head: &str, out: &Output) -> Result
     Ok(())
 }
 
-fn lift(error: HgsError) -> Error {
+pub(crate) fn lift(error: HgsError) -> Error {
     let kind = match &error {
         HgsError::AlreadyThere { .. }
         | HgsError::HostExists { .. }
@@ -330,6 +362,9 @@ fn lift(error: HgsError) -> Error {
         | HgsError::BaselineExists { .. }
         | HgsError::PrimaryGuardian
         | HgsError::GuardianInUse { .. }
+        | HgsError::ForeignStore
+        | HgsError::GuardianMissing { .. }
+        | HgsError::PermitKnown
         | HgsError::OtherMode { .. } => Kind::WrongState,
         HgsError::NotThere { .. }
         | HgsError::NoSuchHost { .. }
@@ -337,7 +372,10 @@ fn lift(error: HgsError) -> Error {
         | HgsError::NoSuchGuardian { .. } => Kind::NotFound,
         HgsError::Exposed { .. }
         | HgsError::PlainHttpExposed { .. }
+        | HgsError::StoreExposed { .. }
         | HgsError::AuditBroken { .. }
+        | HgsError::AuditForged { .. }
+        | HgsError::AuditShrank { .. }
         | HgsError::AuditCut { .. } => Kind::Refused,
         HgsError::BadHostName { .. }
         | HgsError::BadEndorsementKey(_)
@@ -345,6 +383,14 @@ fn lift(error: HgsError) -> Error {
         | HgsError::BadPcrs { .. }
         | HgsError::BadHostKey(_)
         | HgsError::Damaged { .. }
+        | HgsError::BadStoreUrl
+        | HgsError::NotAnExport
+        | HgsError::ExportSealed
+        | HgsError::ShortPassphrase { .. }
+        | HgsError::Permit(_)
+        | HgsError::BadPermit
+        | HgsError::PermitExpired { .. }
+        | HgsError::OtherOwner { .. }
         | HgsError::TooLarge { .. }
         | HgsError::Certificate(_) => Kind::BadInput,
         _ => Kind::Internal,

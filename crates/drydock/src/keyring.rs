@@ -139,7 +139,7 @@ pub(crate) fn garage_key(file: &Path) -> Result<HostPublicKey> {
         .or_next(|| "name the file that `drydock garage init --out FILE` wrote in the garage".into())
 }
 
-fn refuse_open_to_others(path: &Path) -> Result<()> {
+pub(crate) fn refuse_open_to_others(path: &Path) -> Result<()> {
     use std::os::unix::fs::MetadataExt;
     let mode = std::fs::metadata(path).context(Kind::Internal, || format!("cannot read {}", path.display()))?.mode();
     if mode & 0o077 == 0 {
@@ -147,7 +147,7 @@ fn refuse_open_to_others(path: &Path) -> Result<()> {
     }
     Err(Error::new(
         Kind::Refused,
-        format!("{} holds private keys and others may read it (mode {:o})", path.display(), mode & 0o777),
+        format!("{} holds secrets and others may read it (mode {:o})", path.display(), mode & 0o777),
     )
     .remedy(format!("chmod 600 {}", path.display())))
 }
@@ -182,6 +182,19 @@ pub(crate) fn passphrase(prompt: &str, fd: Option<i32>) -> Result<Zeroizing<Stri
             .remedy("give it on a descriptor: --passphrase-fd N"));
     }
     rpassword::prompt_password(prompt).map(Zeroizing::new).context(Kind::BadInput, || "cannot read a passphrase".into())
+}
+
+/// The same for a passphrase that something is encrypted under from now on: of a length, and typed twice.
+pub(crate) fn new_passphrase(what: &str, fd: Option<i32>, least: usize) -> Result<Zeroizing<String>> {
+    let passphrase = passphrase(&format!("New passphrase for {what}: "), fd)?;
+    if passphrase.chars().count() < least {
+        return Err(Error::new(Kind::BadInput, format!("the passphrase is shorter than {least} characters"))
+            .remedy("choose a longer one; four random words are good"));
+    }
+    if fd.is_none() && *passphrase != *self::passphrase("Again: ", None)? {
+        return Err(Error::new(Kind::BadInput, "the two passphrases differ").remedy("run the command again"));
+    }
+    Ok(passphrase)
 }
 
 /// Asks a yes-or-no question; anything but `yes` is no.

@@ -4,6 +4,7 @@ mod agent_call;
 mod cli;
 mod garage;
 mod guardian;
+mod hgs_nodes;
 mod hgs_service;
 mod host_service;
 mod keyring;

@@ -2,11 +2,12 @@
 
 use std::path::Path;
 
+use hgs::Permit;
 use host::error::{Context, Error, Kind, Next, Result};
 use key_protector::{Protector as Document, Wrapping};
 use recovery::rfc3339;
 use serde_json::{Value, json};
-use time::OffsetDateTime;
+use time::{Duration, OffsetDateTime};
 
 use crate::cli::Protector;
 use crate::guardian::write;
@@ -45,6 +46,27 @@ pub(crate) fn run(command: Protector, out: &Output) -> Result<()> {
                 .grant(&keys, &to, now)
                 .context(Kind::BadInput, || format!("{} cannot be granted to '{}'", file.display(), to.name()))?;
             finish(&granted, &target, out)
+        }
+        Protector::PermitStale { file, owner, hours, out: target } => {
+            let keyring = Keyring::open(owner.folder.guardians)?;
+            let protector = load(&file)?;
+            let keys = keyring.private(&owner.owner, owner.passphrase_fd)?;
+            // As the permit has it: in whole seconds.
+            let not_after = now.truncate_to_second() + Duration::hours(hours.into());
+            let permit = Permit::sign(&keys, &protector, not_after)
+                .context(Kind::BadInput, || format!("{} cannot be permitted", file.display()))?;
+            must_not_exist(&target)?;
+            write(&target, &permit)?;
+            let value = json!({ "file": target, "protector": protector.digest(), "not_after": rfc3339(not_after) });
+            out.result(&value, || {
+                format!(
+                    "permit in {}, for one restore until {}\nThe fabric admin takes it in: drydock hgs permit {}",
+                    target.display(),
+                    rfc3339(not_after),
+                    target.file_name().unwrap_or_default().to_string_lossy()
+                )
+            });
+            Ok(())
         }
         Protector::Revoke { file, owner, from, out: target } => {
             let keyring = Keyring::open(owner.folder.guardians)?;

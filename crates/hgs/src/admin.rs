@@ -8,18 +8,24 @@ use attestation::tpm::{Baseline, Check, EkPublic, EventLog, Policy, QUOTED};
 use attestation::{HostIdentity, HostKind, HostPublicKey};
 use key_protector::GuardianPublic;
 use time::{Duration, OffsetDateTime};
+use zeroize::Zeroizing;
 
 use crate::audit::{Entry, Event, Record};
 use crate::challenge::Challenges;
 use crate::error::{Error, Result};
-use crate::files;
 use crate::keys::{self, Keys};
-use crate::store::{HostEntry, InUse, Store};
+use crate::permit::Permit;
+use crate::store::{HostEntry, InUse, REFUSE, STALE, Store, StoreUrl};
 use crate::throttle::{Decision, Throttle};
+use crate::{backup, files};
 
 /// How long a host that passed may ask for keys: MS-HGSA leaves it open, eight hours is what Windows does.
 const HEALTH_LIFETIME: Duration = Duration::hours(8);
 const MAX_HOST_NAME: usize = 64;
+/// The setting that names the guardian which is the primary one after the nodes' next start.
+const PRIMARY: &str = "primary-guardian";
+/// The setting's other value: stale protectors are reported and released.
+const REPORT: &str = "report";
 
 type Clock = Box<dyn Fn() -> OffsetDateTime + Send + Sync>;
 
@@ -33,6 +39,10 @@ pub struct InitOptions {
     pub lifetime: Duration,
     /// How hosts attest: a service takes one kind only (MS-HGSA 1.5).
     pub mode: HostKind,
+    /// A PostgreSQL that several nodes can share; SQLite in the service's folder otherwise.
+    pub store: Option<StoreUrl>,
+    /// Refuse stale protectors instead of only reporting them.
+    pub strict: bool,
 }
 
 impl Default for InitOptions {
@@ -42,6 +52,8 @@ impl Default for InitOptions {
             server_names: vec!["localhost".to_owned(), "127.0.0.1".to_owned()],
             lifetime: Duration::days(5 * 365),
             mode: HostKind::HostKey,
+            store: None,
+            strict: false,
         }
     }
 }
@@ -58,21 +70,28 @@ pub struct Hgs {
 }
 
 impl Hgs {
-    /// Makes a service in `dir`, which must not exist or be empty. Nothing is left behind when it fails half-way
-    /// except a folder whose name ends in `.new-…`.
+    /// Makes a service in `dir`, which must not exist or be empty. Nothing is left behind when it fails half-way;
+    /// when it is killed, a folder whose name ends in `.new-…`.
     ///
     /// # Errors
     /// `AlreadyThere`, `Certificate` (a server name is not one), `Io`, `Store`.
     pub async fn init(dir: &Path, options: InitOptions) -> Result<Self> {
         let temporary = files::begin(dir)?;
         let now = OffsetDateTime::now_utc();
-        let keys =
-            blocking(move || Keys::generate(&options.name, options.server_names, options.mode, now, options.lifetime))
-                .await?;
-        keys.save(&temporary)?;
-        Store::open(&temporary).await?.close().await;
-        files::finish(&temporary, dir)?;
-        Self::with_keys(dir, keys).await
+        let strict = options.strict;
+        let keys = blocking(move || {
+            let InitOptions { name, server_names, lifetime, mode, store, .. } = options;
+            Keys::generate(&name, server_names, mode, now, lifetime, store)
+        })
+        .await?;
+        keys.save(temporary.path())?;
+        Store::open(temporary.path(), keys.store.as_ref(), keys.audit_key()?).await?.close().await;
+        files::finish(temporary, dir)?;
+        let service = Self::with_keys(dir, keys).await?;
+        if strict {
+            service.set_strict(true).await?;
+        }
+        Ok(service)
     }
 
     /// # Errors
@@ -85,12 +104,12 @@ impl Hgs {
     async fn with_keys(dir: &Path, keys: Keys) -> Result<Self> {
         Ok(Hgs {
             dir: dir.to_owned(),
-            keys,
-            store: Store::open(dir).await?,
+            store: Store::open(dir, keys.store.as_ref(), keys.audit_key()?).await?,
+            challenges: keys.challenges()?,
             health_lifetime: HEALTH_LIFETIME,
             clock: Box::new(OffsetDateTime::now_utc),
             strangers: Mutex::default(),
-            challenges: Challenges::new()?,
+            keys,
         })
     }
 
@@ -142,6 +161,12 @@ impl Hgs {
         self.keys.mode
     }
 
+    /// Whether its store is a PostgreSQL, which other nodes may use too.
+    #[must_use]
+    pub fn has_shared_store(&self) -> bool {
+        self.keys.store.is_some()
+    }
+
     fn expect_mode(&self, kind: HostKind) -> Result<()> {
         if self.mode() == kind { Ok(()) } else { Err(Error::OtherMode { mode: self.mode().name() }) }
     }
@@ -181,6 +206,70 @@ impl Hgs {
         self.store.policy().await
     }
 
+    /// Whether stale protectors are refused. All nodes of a service do the same.
+    ///
+    /// # Errors
+    /// `Store`.
+    pub async fn strict(&self) -> Result<bool> {
+        Ok(self.store.setting(STALE).await?.is_some_and(|value| value == REFUSE))
+    }
+
+    /// Refuses stale protectors from now on, or only reports them.
+    ///
+    /// # Errors
+    /// `Store`.
+    pub async fn set_strict(&self, on: bool) -> Result<()> {
+        self.store.set_setting(STALE, if on { REFUSE } else { REPORT }, self.now()).await
+    }
+
+    /// Takes an owner's permit for a stale protector.
+    ///
+    /// # Errors
+    /// `Permit` (not signed by an owner), `BadPermit`, `PermitExpired`, `PermitKnown`, `Store`.
+    pub async fn permit(&self, document: &[u8]) -> Result<Permit> {
+        let permit = Permit::verify(document, self.now())?;
+        self.store.add_permit(&permit, self.now()).await?;
+        Ok(permit)
+    }
+
+    /// All keys and settings of the service, for a backup or for a further node, encrypted under a passphrase. What is
+    /// in the store is not among them.
+    ///
+    /// # Errors
+    /// `ShortPassphrase`, `Io`, `Store`.
+    pub async fn export(&self, passphrase: &Zeroizing<String>) -> Result<Vec<u8>> {
+        // What is on the disk, not what was there when this was opened.
+        let (dir, passphrase) = (self.dir.clone(), passphrase.clone());
+        let exported = blocking(move || backup::export(&dir, &Keys::load(&dir)?, &passphrase)).await?;
+        self.record(Event::KeysExported, Record::default()).await?;
+        Ok(exported)
+    }
+
+    /// Makes a service in `dir` with the keys of another node, or of one that was lost. With `store`, that one is
+    /// taken instead of the one that the exported service had.
+    ///
+    /// # Errors
+    /// `AlreadyThere`, `NotAnExport`, `ExportSealed`, `ForeignStore`, `Io`, `Store`.
+    pub async fn import(
+        dir: &Path,
+        exported: Vec<u8>,
+        passphrase: &Zeroizing<String>,
+        store: Option<StoreUrl>,
+    ) -> Result<Self> {
+        let temporary = files::begin(dir)?;
+        let (target, passphrase) = (temporary.path().to_owned(), passphrase.clone());
+        let keys = blocking(move || {
+            backup::import(&target, &exported, &passphrase, store.as_ref())?;
+            Keys::load(&target)
+        })
+        .await?;
+        Store::open(temporary.path(), keys.store.as_ref(), keys.audit_key()?).await?.close().await;
+        files::finish(temporary, dir)?;
+        let service = Self::with_keys(dir, keys).await?;
+        service.record(Event::KeysImported, Record::default()).await?;
+        Ok(service)
+    }
+
     /// Trusts a host no longer: it gets no key from this moment, whatever health certificate it still has.
     ///
     /// # Errors
@@ -217,7 +306,16 @@ impl Hgs {
         let guardian = blocking(move || Keys::rotate(&dir, now, lifetime)).await?;
         let why = format!("guardian '{}', signing certificate {}", guardian.name(), guardian.signing().fingerprint());
         self.record(Event::GuardianAdded, Record { why, ..Record::default() }).await?;
+        self.store.set_setting(PRIMARY, &guardian.signing().fingerprint(), self.now()).await?;
         Ok(guardian)
+    }
+
+    /// That this node has the guardian which another one made primary: protectors that are granted to it alone would
+    /// not open here.
+    pub(crate) async fn check_guardians(&self) -> Result<()> {
+        let Some(fingerprint) = self.store.setting(PRIMARY).await? else { return Ok(()) };
+        let known = self.keys.guardians.iter().any(|own| own.public().signing().fingerprint() == fingerprint);
+        if known { Ok(()) } else { Err(Error::GuardianMissing { fingerprint }) }
     }
 
     /// Destroys the key of a guardian that is not the primary one, from the next start on. What only it can open,
@@ -264,11 +362,11 @@ impl Hgs {
         self.store.audit(last).await
     }
 
-    /// Checks that no row of the audit log was changed or taken out, and returns the hash of the last one. Rows
+    /// Checks that no row of the audit log was changed, taken out or put in by others, and returns the hash of the last one. Rows
     /// cut off at the end show only against a hash that was kept elsewhere.
     ///
     /// # Errors
-    /// `AuditBroken`, `Store`.
+    /// `AuditBroken`, `AuditForged`, `Store`.
     pub async fn verify_audit(&self) -> Result<String> {
         self.store.verify_audit(None).await.map(|(_, head)| head)
     }
@@ -277,7 +375,7 @@ impl Hgs {
     /// made anew, are found. Returns the number of rows and the hash to keep next.
     ///
     /// # Errors
-    /// `AuditBroken`, `AuditCut`, `Store`.
+    /// `AuditBroken`, `AuditForged`, `AuditCut`, `Store`.
     pub async fn verify_audit_since(&self, kept: Option<&str>) -> Result<(i64, String)> {
         self.store.verify_audit(kept).await
     }

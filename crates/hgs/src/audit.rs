@@ -1,10 +1,19 @@
 //! What the service did and refused: rows that hash what came before, so that none can be taken out or changed
-//! without breaking every later one. Whoever keeps the last hash elsewhere can prove the whole log.
+//! without breaking every later one; and each signed, so that who can write the store but has no key cannot make
+//! them anew. Whoever keeps the last hash elsewhere also finds rows that were cut off at the end.
 
-use aws_lc_rs::digest::{Context, SHA256};
+use attestation::P256Key;
+use aws_lc_rs::digest::{Context, SHA256, digest};
+use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1, UnparsedPublicKey};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use time::OffsetDateTime;
 
+use crate::error::Result;
 use crate::hex;
+
+/// What a row's signature is over begins like nothing else that is signed here.
+const DOMAIN: &[u8] = b"drydock/hgs/audit-row/1\0";
 
 /// Longest text of a column: anything a stranger sent is cut here.
 const MAX_TEXT: usize = 512;
@@ -22,6 +31,11 @@ pub enum Event {
     PolicyChanged,
     GuardianAdded,
     GuardianRetired,
+    /// A stale protector was rolled: with its owner's permit, or because stale ones are only reported.
+    StaleKeyReleased,
+    StalePermitted,
+    KeysExported,
+    KeysImported,
 }
 
 impl Event {
@@ -38,6 +52,10 @@ impl Event {
             Event::PolicyChanged => "policy-changed",
             Event::GuardianAdded => "guardian-added",
             Event::GuardianRetired => "guardian-retired",
+            Event::StaleKeyReleased => "stale-key-released",
+            Event::StalePermitted => "stale-permitted",
+            Event::KeysExported => "keys-exported",
+            Event::KeysImported => "keys-imported",
         }
     }
 }
@@ -73,10 +91,39 @@ pub struct Entry {
     pub previous: String,
     /// SHA-256, hexadecimal, over everything above.
     pub hash: String,
+    /// ECDSA P-256 with SHA-256 over the hash, by the service's audit key; base64.
+    pub signature: String,
+}
+
+/// What rows are signed with. All nodes of a service have the same one, and nobody else has.
+pub(crate) struct AuditKey {
+    key: P256Key,
+    public: Vec<u8>,
+    id: String,
+}
+
+impl AuditKey {
+    pub(crate) fn new(key: P256Key) -> Result<Self> {
+        let public = key.public_der()?;
+        let id = hex::encode(digest(&SHA256, &public).as_ref());
+        Ok(AuditKey { key, public, id })
+    }
+
+    /// SHA-256 of the public key: the service's name for itself.
+    pub(crate) fn id(&self) -> &str {
+        &self.id
+    }
 }
 
 impl Entry {
-    pub(crate) fn new(seq: i64, at: i64, event: Event, record: Record, previous: String) -> Self {
+    pub(crate) fn new(
+        seq: i64,
+        at: i64,
+        event: Event,
+        record: Record,
+        previous: String,
+        key: &AuditKey,
+    ) -> Result<Self> {
         let mut entry = Entry {
             seq,
             at: OffsetDateTime::from_unix_timestamp(at).unwrap_or(OffsetDateTime::UNIX_EPOCH),
@@ -88,9 +135,16 @@ impl Entry {
             why: bounded(record.why),
             previous,
             hash: String::new(),
+            signature: String::new(),
         };
         entry.hash = entry.compute_hash();
-        entry
+        entry.signature = STANDARD.encode(key.key.sign(&signed(&entry.hash))?);
+        Ok(entry)
+    }
+
+    pub(crate) fn is_signed_by(&self, key: &AuditKey) -> bool {
+        let Ok(signature) = STANDARD.decode(&self.signature) else { return false };
+        UnparsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, &key.public).verify(&signed(&self.hash), &signature).is_ok()
     }
 
     /// Whether this row is the one that follows `previous`.
@@ -110,6 +164,10 @@ impl Entry {
         }
         hex::encode(context.finish().as_ref())
     }
+}
+
+fn signed(hash: &str) -> Vec<u8> {
+    [DOMAIN, hash.as_bytes()].concat()
 }
 
 /// Cuts, and makes control characters visible: the log is read in terminals.

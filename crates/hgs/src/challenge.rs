@@ -1,8 +1,6 @@
 //! The challenges of TPM mode. The service remembers none of them: what it has to know again travels sealed with
-//! the host. What it does remember is which ones have been answered, so that none is answered twice.
-
-use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+//! the host, under a key that all nodes have, so that the answer may reach another node than the question came from.
+//! What is remembered, in the store, is which ones have been answered, so that none is answered twice.
 
 use attestation::IdentityPublic;
 use attestation::tpm::{AkPublic, EkPublic};
@@ -18,8 +16,6 @@ use crate::error::Result;
 /// How long a host has for its TPM's work. A slow one takes half a minute to make its keys.
 const LIFETIME: Duration = Duration::minutes(5);
 const AAD: &[u8] = b"drydock/tpm-attest/state/1";
-/// Answered challenges that are remembered. Only hosts with a registered TPM can answer one.
-const MAX_ANSWERED: usize = 65_536;
 const SEALED: usize = 8 + 32 * 3;
 
 /// What a host has to do.
@@ -33,7 +29,7 @@ pub(crate) struct Challenge {
 /// Why an answer is none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Unanswered {
-    #[error("the challenge was not made by this service for these keys, or the service was restarted")]
+    #[error("the challenge was not made by this service for these keys")]
     NotOurs,
     #[error("the challenge is too old")]
     Expired,
@@ -41,8 +37,6 @@ pub(crate) enum Unanswered {
     Secret,
     #[error("the challenge has been answered already")]
     Answered,
-    #[error("too many challenges were answered in too short a time")]
-    Flood,
 }
 
 impl Unanswered {
@@ -52,19 +46,21 @@ impl Unanswered {
     }
 }
 
+/// An answer that is right, if it is the first one.
+pub(crate) struct Answer {
+    /// What the quote has to be over.
+    pub(crate) nonce: [u8; 32],
+    pub(crate) expires: OffsetDateTime,
+}
+
 pub(crate) struct Challenges {
     key: RandomizedNonceKey,
-    /// Nonces, and when their challenges end.
-    answered: Mutex<HashMap<[u8; 32], i64>>,
 }
 
 impl Challenges {
-    /// With a key that lives as long as the process.
-    pub(crate) fn new() -> Result<Self> {
-        let mut key = Zeroizing::new([0; 32]);
-        rand::fill(&mut *key).map_err(|_| attestation::Error::Crypto)?;
-        let key = RandomizedNonceKey::new(&AES_256_GCM, &*key).map_err(|_| attestation::Error::Crypto)?;
-        Ok(Challenges { key, answered: Mutex::default() })
+    pub(crate) fn new(key: &[u8; 32]) -> Result<Self> {
+        let key = RandomizedNonceKey::new(&AES_256_GCM, key).map_err(|_| attestation::Error::Crypto)?;
+        Ok(Challenges { key })
     }
 
     /// A new challenge, and the state that has to come back with its answer.
@@ -90,14 +86,14 @@ impl Challenges {
         Ok((challenge, sealed))
     }
 
-    /// Takes the answer to a challenge, once: the nonce that the quote has to be over.
+    /// Looks at the answer to a challenge. Whether it is the first one, the store knows.
     pub(crate) fn answer(
         &self,
         sealed: &[u8],
         secret: &[u8],
         (ek, ak, identity): (&EkPublic, &AkPublic, &IdentityPublic),
         now: OffsetDateTime,
-    ) -> std::result::Result<[u8; 32], Unanswered> {
+    ) -> std::result::Result<Answer, Unanswered> {
         let state = self.open(sealed).ok_or(Unanswered::NotOurs)?;
         let (expires, rest) = state.split_first_chunk::<8>().ok_or(Unanswered::NotOurs)?;
         let (nonce, rest) = rest.split_first_chunk::<32>().ok_or(Unanswered::NotOurs)?;
@@ -105,23 +101,13 @@ impl Challenges {
         if keys != keys_digest(ek, ak, identity) {
             return Err(Unanswered::NotOurs);
         }
-        let (expires, now) = (i64::from_le_bytes(*expires), now.unix_timestamp());
+        let expires =
+            OffsetDateTime::from_unix_timestamp(i64::from_le_bytes(*expires)).map_err(|_| Unanswered::NotOurs)?;
         if now > expires {
             return Err(Unanswered::Expired);
         }
         verify_slices_are_equal(secret, expected).map_err(|_| Unanswered::Secret)?;
-        let mut answered = self.answered.lock().unwrap_or_else(PoisonError::into_inner);
-        if answered.contains_key(nonce) {
-            return Err(Unanswered::Answered);
-        }
-        if answered.len() >= MAX_ANSWERED {
-            answered.retain(|_, end| *end >= now);
-            if answered.len() >= MAX_ANSWERED {
-                return Err(Unanswered::Flood);
-            }
-        }
-        answered.insert(*nonce, expires);
-        Ok(*nonce)
+        Ok(Answer { nonce: *nonce, expires })
     }
 
     fn open(&self, sealed: &[u8]) -> Option<Zeroizing<Vec<u8>>> {

@@ -30,6 +30,10 @@ pub enum Error {
     Tls(#[from] rustls::Error),
     #[error("the store failed")]
     Store(#[from] sqlx::Error),
+    #[error(
+        "the store's PostgreSQL cannot be used: see that it runs, and that it has the role and the database in the URL"
+    )]
+    StoreUnreachable(#[source] sqlx::Error),
     #[error("the store's tables cannot be brought up to date")]
     Migration(#[from] sqlx::migrate::MigrateError),
     #[error("'{name}' is not a host name: 1 to 64 letters, digits, dots, dashes and underscores")]
@@ -58,6 +62,11 @@ pub enum Error {
     KeyExists { name: String },
     #[error("no guardian of this service has a signing certificate with the fingerprint {fingerprint}")]
     NoSuchGuardian { fingerprint: String },
+    #[error(
+        "another node made a guardian that this one does not have ({fingerprint}); take the service's keys over from \
+         there: `drydock hgs export`, `drydock hgs import`"
+    )]
+    GuardianMissing { fingerprint: String },
     #[error("that is the primary guardian; make another one first: `drydock hgs rotate`")]
     PrimaryGuardian,
     #[error("{count} protectors in use still depend on that guardian; `drydock hgs status` lists them")]
@@ -68,6 +77,41 @@ pub enum Error {
     AuditBroken { seq: i64 },
     #[error("the audit log was cut or made anew: none of its {rows} rows has the hash that was kept")]
     AuditCut { rows: i64 },
+    #[error(
+        "the audit log has {rows} rows where row {seen} was written before: rows were cut off, or an older copy of the \
+         store was put back; find out which, then start the service again"
+    )]
+    AuditShrank { rows: i64, seen: i64 },
+    #[error("row {seq} of the audit log does not bear this service's signature: somebody without its key wrote it")]
+    AuditForged { seq: i64 },
+    #[error("that is not the URL of a PostgreSQL database (postgres://USER@HOST/DATABASE)")]
+    BadStoreUrl,
+    #[error(
+        "the database on {host} would be reached without a verified certificate; add sslmode=verify-full to its URL, \
+         and sslrootcert=FILE if its authority is your own"
+    )]
+    StoreExposed { host: String },
+    #[error(
+        "the store belongs to another service: give each a database of its own; a further node of the same service \
+         is made with `drydock hgs import`"
+    )]
+    ForeignStore,
+    #[error("that file is not what `drydock hgs export` writes, or it is damaged")]
+    NotAnExport,
+    #[error("the passphrase is wrong, or the file is damaged")]
+    ExportSealed,
+    #[error("the passphrase is shorter than {least} characters")]
+    ShortPassphrase { least: usize },
+    #[error("the permit cannot be used")]
+    Permit(#[source] key_protector::Error),
+    #[error("the protector belongs to '{owner}': a permit is its owner's to sign")]
+    OtherOwner { owner: String },
+    #[error("the permit's content is not that of a permit")]
+    BadPermit,
+    #[error("the permit ended at {until}; the owner makes a new one with `drydock protector permit-stale`")]
+    PermitExpired { until: String },
+    #[error("this permit was taken before")]
+    PermitKnown,
     #[error("plain HTTP is for loopback addresses only, and {address} is not one")]
     PlainHttpExposed { address: SocketAddr },
     #[error("cannot listen on {address}")]

@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 const MAX_FILE: u64 = 256 << 10;
 
 /// Creates `dir` with mode 0700 beside the place where it will be, so that `finish` can rename it there.
-pub(crate) fn begin(dir: &Path) -> Result<PathBuf> {
+pub(crate) fn begin(dir: &Path) -> Result<Draft> {
     if fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_some()) {
         return Err(Error::AlreadyThere { dir: dir.to_owned() });
     }
@@ -21,13 +21,31 @@ pub(crate) fn begin(dir: &Path) -> Result<PathBuf> {
     name.push(format!(".new-{}", uuid::Uuid::new_v4().simple()));
     let temporary = dir.with_file_name(name);
     DirBuilder::new().recursive(true).mode(0o700).create(&temporary).map_err(Error::io("create", &temporary))?;
-    Ok(temporary)
+    Ok(Draft { path: temporary })
+}
+
+/// A folder that is not in its place yet. Its keys go with it when it never gets there.
+pub(crate) struct Draft {
+    path: PathBuf,
+}
+
+impl Draft {
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for Draft {
+    fn drop(&mut self) {
+        // Renamed, or what was said about it is what matters.
+        let _ = fs::remove_dir_all(&self.path);
+    }
 }
 
 /// Moves the finished folder to its place. rename(2) replaces an empty folder and refuses a full one.
-pub(crate) fn finish(temporary: &Path, dir: &Path) -> Result<()> {
-    sync_dir(temporary)?;
-    fs::rename(temporary, dir).map_err(|source| match source.kind() {
+pub(crate) fn finish(draft: Draft, dir: &Path) -> Result<()> {
+    sync_dir(draft.path())?;
+    fs::rename(draft.path(), dir).map_err(|source| match source.kind() {
         std::io::ErrorKind::DirectoryNotEmpty => Error::AlreadyThere { dir: dir.to_owned() },
         _ => Error::Io { doing: "create", path: dir.to_owned(), source },
     })?;

@@ -2,14 +2,19 @@
 
 use std::path::Path;
 
-use attestation::{HealthCa, HostKind};
+use attestation::{HealthCa, HostKind, P256Key};
+use aws_lc_rs::rand;
 use key_protector::{Guardian, GuardianPublic, KeyKind, Role};
 use serde::{Deserialize, Serialize};
 use time::{Duration, OffsetDateTime};
+use zeroize::Zeroizing;
 
+use crate::audit::AuditKey;
+use crate::challenge::Challenges;
 use crate::error::{Error, Result};
-use crate::files;
+use crate::store::StoreUrl;
 use crate::tls::TlsCa;
+use crate::{files, hex};
 
 /// The fabric guardian and the attestation CA have a file each: one can be moved to better protection later
 /// without the other.
@@ -18,10 +23,16 @@ const ATTESTATION_CA: &str = "attestation-ca.pem";
 const TLS_CA: &str = "tls-ca.pem";
 /// The public certificate that guarded hosts are given.
 pub(crate) const PUBLIC_CA: &str = "hgs-ca.pem";
-const SETTINGS: &str = "service.json";
+pub(crate) const SETTINGS: &str = "service.json";
+/// Signs the rows of the audit log.
+const AUDIT_KEY: &str = "audit-key.pem";
+/// Seals what a host carries from one half of a TPM attestation to the other; 32 bytes in hexadecimal.
+const CHALLENGE_KEY: &str = "challenge.key";
+/// Where the store is, if not in the folder. A URL may hold a password.
+pub(crate) const STORE_URL: &str = "store.url";
 
-const SECRET: u32 = 0o600;
-const PUBLIC: u32 = 0o644;
+pub(crate) const SECRET: u32 = 0o600;
+pub(crate) const PUBLIC: u32 = 0o644;
 /// Tenants and hosts may have clocks a little behind ours.
 const BACKDATE: Duration = Duration::minutes(5);
 
@@ -32,6 +43,10 @@ pub(crate) struct Keys {
     pub(crate) tls_ca: TlsCa,
     pub(crate) settings: Settings,
     pub(crate) mode: HostKind,
+    /// `None`: SQLite in the folder.
+    pub(crate) store: Option<StoreUrl>,
+    audit_key: P256Key,
+    challenge_key: Zeroizing<[u8; 32]>,
 }
 
 #[derive(Clone, Serialize, Deserialize)]
@@ -64,6 +79,7 @@ impl Keys {
         mode: HostKind,
         now: OffsetDateTime,
         lifetime: Duration,
+        store: Option<StoreUrl>,
     ) -> Result<Self> {
         let keys = Keys {
             guardians: vec![new_guardian(name, now, lifetime)?],
@@ -71,6 +87,9 @@ impl Keys {
             tls_ca: TlsCa::generate(name, now - BACKDATE, now + lifetime)?,
             settings: Settings { version: 1, server_names, mode: mode.name().to_owned(), guardians: first_guardian() },
             mode,
+            store,
+            audit_key: P256Key::generate()?,
+            challenge_key: new_challenge_key()?,
         };
         // A name that no certificate can carry is found out now, not at the first start.
         keys.tls_ca.server_config(&keys.settings.server_names)?;
@@ -82,7 +101,30 @@ impl Keys {
         files::write_new(&dir.join(ATTESTATION_CA), self.attestation_ca.to_pem().as_bytes(), SECRET)?;
         files::write_new(&dir.join(TLS_CA), self.tls_ca.to_pem().as_bytes(), SECRET)?;
         files::write_new(&dir.join(PUBLIC_CA), self.tls_ca.certificate_pem().as_bytes(), PUBLIC)?;
+        files::write_new(&dir.join(AUDIT_KEY), self.audit_key.to_pem().as_bytes(), SECRET)?;
+        let challenge_key = Zeroizing::new(hex::encode(&*self.challenge_key));
+        files::write_new(&dir.join(CHALLENGE_KEY), challenge_key.as_bytes(), SECRET)?;
+        save_store(dir, self.store.as_ref())?;
         files::write_new(&dir.join(SETTINGS), &self.settings.write(dir)?, PUBLIC)
+    }
+
+    /// The names of all files above but [`PUBLIC_CA`], which is in one of them.
+    pub(crate) fn files(&self) -> Vec<String> {
+        let mut files: Vec<String> =
+            [SETTINGS, ATTESTATION_CA, TLS_CA, AUDIT_KEY, CHALLENGE_KEY].map(str::to_owned).to_vec();
+        files.extend(self.settings.guardians.iter().cloned());
+        if self.store.is_some() {
+            files.push(STORE_URL.to_owned());
+        }
+        files
+    }
+
+    pub(crate) fn audit_key(&self) -> Result<AuditKey> {
+        AuditKey::new(P256Key::from_pem(&self.audit_key.to_pem())?)
+    }
+
+    pub(crate) fn challenges(&self) -> Result<Challenges> {
+        Challenges::new(&self.challenge_key)
     }
 
     /// The guardian that tenants grant to, and that egress protectors are for.
@@ -126,6 +168,7 @@ impl Keys {
         if !path.exists() {
             return Err(Error::NotThere { dir: dir.to_owned() });
         }
+        complete(dir)?;
         let settings: Settings =
             serde_json::from_slice(&files::read(&path)?).map_err(|_| Error::Damaged { path: path.clone() })?;
         let mode = HostKind::from_name(&settings.mode);
@@ -144,6 +187,12 @@ impl Keys {
             tls_ca: TlsCa::from_pem(&files::read_secret(&dir.join(TLS_CA))?)?,
             settings,
             mode,
+            store: match dir.join(STORE_URL) {
+                path if path.exists() => Some(StoreUrl::parse(files::read_secret(&path)?.trim_end())?),
+                _ => None,
+            },
+            audit_key: P256Key::from_pem(&files::read_secret(&dir.join(AUDIT_KEY))?)?,
+            challenge_key: read_challenge_key(dir)?,
         })
     }
 }
@@ -152,6 +201,37 @@ impl Settings {
     fn write(&self, dir: &Path) -> Result<Vec<u8>> {
         serde_json::to_vec_pretty(self).map_err(|_| Error::Damaged { path: dir.join(SETTINGS) })
     }
+}
+
+/// Services of earlier versions have neither of these keys, and nothing that depends on them.
+fn complete(dir: &Path) -> Result<()> {
+    let path = dir.join(AUDIT_KEY);
+    if !path.exists() {
+        files::write_new(&path, P256Key::generate()?.to_pem().as_bytes(), SECRET)?;
+    }
+    let path = dir.join(CHALLENGE_KEY);
+    if !path.exists() {
+        let key = Zeroizing::new(hex::encode(&*new_challenge_key()?));
+        files::write_new(&path, key.as_bytes(), SECRET)?;
+    }
+    Ok(())
+}
+
+/// Names the store in the service's folder; `None` is SQLite there.
+pub(crate) fn save_store(dir: &Path, store: Option<&StoreUrl>) -> Result<()> {
+    store.map_or(Ok(()), |url| files::write_new(&dir.join(STORE_URL), url.expose().as_bytes(), SECRET))
+}
+
+fn new_challenge_key() -> Result<Zeroizing<[u8; 32]>> {
+    let mut key = Zeroizing::new([0; 32]);
+    rand::fill(&mut *key).map_err(|_| attestation::Error::Crypto)?;
+    Ok(key)
+}
+
+fn read_challenge_key(dir: &Path) -> Result<Zeroizing<[u8; 32]>> {
+    let path = dir.join(CHALLENGE_KEY);
+    let text = files::read_secret(&path)?;
+    hex::decode(text.trim_end()).map(Zeroizing::new).ok_or(Error::Damaged { path })
 }
 
 fn new_guardian(name: &str, now: OffsetDateTime, lifetime: Duration) -> Result<Guardian> {

@@ -21,6 +21,7 @@ use base64::engine::general_purpose::STANDARD;
 use crate::admin::Hgs;
 use crate::attest::{certify, read_request, refuse};
 use crate::audit::{Event, Record};
+use crate::challenge::Unanswered;
 use crate::error::Result;
 
 /// Judges one request and writes the verdict down.
@@ -65,12 +66,16 @@ fn challenge(hgs: &Hgs, claim: &TpmClaim, ak: &AkPublic) -> Result<Reply> {
 async fn judge(hgs: &Hgs, claim: &TpmClaim, ak: &AkPublic, mut record: Record) -> Result<Reply> {
     let secret = claim.context.blob(Blob::Secret).unwrap_or_default();
     let keys = (&claim.ek, ak, &claim.identity);
-    let nonce = match hgs.challenges.answer(&claim.context.state, secret, keys, hgs.now()) {
-        Ok(nonce) => nonce,
+    let answer = match hgs.challenges.answer(&claim.context.state, secret, keys, hgs.now()) {
+        Ok(answer) => answer,
         Err(error) => return unproven(hgs, record, error.to_string(), error.retryable()).await,
     };
+    if !hgs.store.first_answer(&answer.nonce, answer.expires, hgs.now()).await? {
+        let error = Unanswered::Answered;
+        return unproven(hgs, record, error.to_string(), error.retryable()).await;
+    }
     // From here on it is the registered TPM that answers: every refusal is written down.
-    let log = match measured_boot(&claim.context, ak, &nonce, &claim.identity) {
+    let log = match measured_boot(&claim.context, ak, &answer.nonce, &claim.identity) {
         Ok(log) => log,
         Err(error) => return bad_evidence(hgs, record, error).await,
     };

@@ -12,7 +12,7 @@ use super::wire::{HEALTH_CERTIFICATE, INVALID_PROTECTOR, INVALID_WRAPPING, Reque
 use crate::admin::{Hgs, blocking};
 use crate::audit::{Event, Record};
 use crate::error::Result;
-use crate::store::{Egress, key_id};
+use crate::store::{Egress, Release, key_id};
 
 /// Why a key stays here.
 #[derive(Debug)]
@@ -66,10 +66,17 @@ pub(crate) async fn roll(
     };
     match answer {
         Ok((document, egress)) => {
-            tracing::info!(host = %record.host, protector = %record.protector, "key released");
-            record.why = "rolled".to_owned();
-            hgs.store.record_release(record, &egress, now).await?;
-            Ok(Ok(document))
+            let (host, protector) = (record.host.clone(), record.protector.clone());
+            match hgs.store.record_release(record, &egress, now).await? {
+                Release::Granted => {
+                    tracing::info!(%host, %protector, "key released");
+                    Ok(Ok(document))
+                }
+                Release::Refused(message) => {
+                    tracing::warn!(%host, %protector, "no key released: {message}");
+                    Ok(Err(Refusal::new(INVALID_PROTECTOR, message)))
+                }
+            }
         }
         Err(refusal) => {
             tracing::warn!(host = %record.host, protector = %record.protector, "no key released: {}", refusal.message);

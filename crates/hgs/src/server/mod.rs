@@ -23,6 +23,8 @@ use tokio_rustls::TlsAcceptor;
 use crate::admin::Hgs;
 use crate::error::{Error, Result};
 
+pub use routes::routes;
+
 /// For the TLS handshake, and for the head of each request.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// A connection ends after this, however busy: a peer that reads or writes a byte a minute holds nothing up.
@@ -69,7 +71,7 @@ impl Serving {
 /// Listens on `address` and serves in the background until `shutdown` completes.
 ///
 /// # Errors
-/// `PlainHttpExposed`, `Bind`, `Certificate`, `Tls`.
+/// `GuardianMissing`, `PlainHttpExposed`, `Bind`, `Certificate`, `Tls`, `Store`.
 pub async fn serve(
     hgs: Arc<Hgs>,
     address: SocketAddr,
@@ -81,6 +83,7 @@ pub async fn serve(
         Transport::PlainHttp { force } if force || address.ip().is_loopback() => None,
         Transport::PlainHttp { .. } => return Err(Error::PlainHttpExposed { address }),
     };
+    hgs.check_guardians().await?;
     let listener = TcpListener::bind(address).await.map_err(|source| Error::Bind { address, source })?;
     let address = listener.local_addr().map_err(|source| Error::Bind { address, source })?;
     let router = routes::router(hgs);

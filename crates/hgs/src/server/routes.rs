@@ -9,7 +9,7 @@ use axum::body::Bytes;
 use axum::extract::{Path, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{MethodRouter, get, post};
 use axum::{Json, Router};
 use tower_http::limit::RequestBodyLimitLayer;
 use tower_http::timeout::TimeoutLayer;
@@ -25,17 +25,30 @@ const MAX_BODY: usize = 1 << 20;
 /// Receiving the body included.
 const REQUEST: Duration = Duration::from_secs(30);
 
+/// Method, path, and what answers there.
+type Route = (&'static str, &'static str, fn() -> MethodRouter<Arc<Hgs>>);
+
+const ROUTES: [Route; 9] = [
+    ("post", "/attestation/v2.0/hostkeyattest", || post(host_key_attest)),
+    ("post", "/attestation/{version}/attest", || post(tpm_attest)),
+    ("post", "/attestation/{version}/domainattest", || post(domain_attest)),
+    ("get", "/attestation/getinfo", || get(get_info)),
+    ("get", "/attestation/v2.0/getinfo", || get(get_info)),
+    ("get", "/attestation/signingcertificates", || get(signing_certificates)),
+    ("get", "/attestation/v2.0/signingcertificates", || get(signing_certificates)),
+    ("post", "/keyprotection/service/{version}/rolltransportkey", || post(roll_transport_key)),
+    ("get", "/keyprotection/service/metadata/2014-07/metadata.xml", || get(metadata)),
+];
+
+/// Every method and path that is served; `docs/openapi.json` describes them.
+pub fn routes() -> impl Iterator<Item = (&'static str, &'static str)> {
+    ROUTES.iter().map(|(method, path, _)| (*method, *path))
+}
+
 pub(super) fn router(hgs: Arc<Hgs>) -> Router {
-    Router::new()
-        .route("/attestation/v2.0/hostkeyattest", post(host_key_attest))
-        .route("/attestation/{version}/attest", post(tpm_attest))
-        .route("/attestation/{version}/domainattest", post(domain_attest))
-        .route("/attestation/getinfo", get(get_info))
-        .route("/attestation/v2.0/getinfo", get(get_info))
-        .route("/attestation/signingcertificates", get(signing_certificates))
-        .route("/attestation/v2.0/signingcertificates", get(signing_certificates))
-        .route("/keyprotection/service/{version}/rolltransportkey", post(roll_transport_key))
-        .route("/keyprotection/service/metadata/2014-07/metadata.xml", get(metadata))
+    ROUTES
+        .iter()
+        .fold(Router::new(), |router, (_, path, handler)| router.route(path, handler()))
         .layer(RequestBodyLimitLayer::new(MAX_BODY))
         .layer(TimeoutLayer::with_status_code(StatusCode::REQUEST_TIMEOUT, REQUEST))
         .with_state(hgs)

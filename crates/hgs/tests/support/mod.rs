@@ -4,6 +4,7 @@
 
 pub mod boot;
 pub mod forge;
+pub mod postgres;
 pub mod schema;
 pub mod tap;
 
@@ -17,12 +18,14 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use hgs::client::HgsClient;
 use hgs::server::{self, Serving, Transport};
-use hgs::{Hgs, InitOptions};
+use hgs::{Hgs, InitOptions, StoreUrl};
 use key_protector::{Guardian, GuardianPublic, KeyKind, Protector, Role, TransportKey};
 use reqwest::StatusCode;
+use sqlx::{AnyConnection, Connection};
 use tempfile::TempDir;
 use time::{Duration, OffsetDateTime};
 use tokio::sync::oneshot;
+use zeroize::Zeroizing;
 
 pub const HOST: &str = "host-1";
 const RSA_OAEP: &str = "http://www.w3.org/2009/xmlenc11#rsa-oaep";
@@ -39,6 +42,18 @@ pub struct World {
     stop: Option<oneshot::Sender<()>>,
     serving: Option<Serving>,
     folder: TempDir,
+    pub store: Option<StoreUrl>,
+}
+
+/// Which store the services of this program have: `postgres.rs` compiles the tests a second time, and `nodes.rs` is
+/// about several nodes.
+async fn store() -> Option<StoreUrl> {
+    let on_postgres = ["postgres::", "nodes::", "killed::"].iter().any(|name| module_path!().starts_with(name));
+    if on_postgres { Some(postgres::database().await) } else { None }
+}
+
+pub fn passphrase() -> Zeroizing<String> {
+    Zeroizing::new("correct horse battery".to_owned())
 }
 
 pub fn now() -> OffsetDateTime {
@@ -67,7 +82,9 @@ impl World {
         let folder = tempfile::tempdir().unwrap();
         let ahead = Arc::new(AtomicI64::new(0));
         let clock = Arc::clone(&ahead);
-        let hgs = Hgs::init(&folder.path().join("hgs"), InitOptions { mode, ..InitOptions::default() })
+        let store = store().await;
+        let options = InitOptions { mode, store: store.clone(), ..InitOptions::default() };
+        let hgs = Hgs::init(&folder.path().join("hgs"), options)
             .await
             .unwrap()
             .with_clock(move || now() + Duration::seconds(clock.load(Ordering::SeqCst)));
@@ -94,6 +111,7 @@ impl World {
             stop: Some(stop),
             serving: Some(serving),
             folder,
+            store,
         }
     }
 
@@ -113,6 +131,22 @@ impl World {
         self.folder.path().join("hgs")
     }
 
+    /// A connection to the service's store, behind its back: what somebody has who can write the database.
+    pub async fn store(&self) -> AnyConnection {
+        let url = match &self.store {
+            Some(_) => std::fs::read_to_string(self.dir().join("store.url")).unwrap(),
+            None => format!("sqlite://{}", self.dir().join("hgs.sqlite").display()),
+        };
+        sqlx::any::install_default_drivers();
+        AnyConnection::connect(&url).await.unwrap()
+    }
+
+    /// One statement behind the service's back.
+    pub async fn meddle(&self, statement: &'static str) {
+        let done = sqlx::query(statement).execute(&mut self.store().await).await.unwrap();
+        assert!(done.rows_affected() > 0, "{statement}");
+    }
+
     pub fn advance(&self, by: Duration) {
         self.ahead.fetch_add(by.whole_seconds(), Ordering::SeqCst);
     }
@@ -123,7 +157,12 @@ impl World {
     }
 
     pub async fn post(&self, path: &str, body: impl Into<Vec<u8>>) -> (StatusCode, String) {
-        let answer = self.raw().post(format!("{}{path}", self.url)).body(body.into()).send().await.unwrap();
+        self.post_to(&self.url, path, body).await
+    }
+
+    /// At any node of this service.
+    pub async fn post_to(&self, url: &str, path: &str, body: impl Into<Vec<u8>>) -> (StatusCode, String) {
+        let answer = self.raw().post(format!("{url}{path}")).body(body.into()).send().await.unwrap();
         (answer.status(), answer.text().await.unwrap())
     }
 
@@ -132,7 +171,7 @@ impl World {
         (answer.status(), answer.bytes().await.unwrap().to_vec())
     }
 
-    fn raw(&self) -> reqwest::Client {
+    pub fn raw(&self) -> reqwest::Client {
         let ca = reqwest::Certificate::from_pem(self.hgs.ca_pem().as_bytes()).unwrap();
         reqwest::Client::builder().tls_certs_only([ca]).no_proxy().build().unwrap()
     }

@@ -1,0 +1,84 @@
+//! An owner's permit to start a VM once more from a stale protector: what makes a restore from backup possible where
+//! stale protectors are refused.
+
+use key_protector::{Guardian, Protector, Role, signed};
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use crate::error::{Error, Result};
+use crate::hex;
+
+const KIND: &str = "drydock/stale-permit";
+
+/// What the owner signed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Permit {
+    /// Makes each permit one of its own: it is good for one restore.
+    pub id: String,
+    /// SHA-256 of the protector document.
+    pub protector: String,
+    /// Fingerprint of the signing certificate of who signed.
+    pub owner: String,
+    pub not_after: OffsetDateTime,
+}
+
+/// Whole seconds and a year that was read from 64 bits: only years beyond 9999 have no such form.
+fn rfc3339(instant: OffsetDateTime) -> String {
+    instant.format(&Rfc3339).unwrap_or_else(|_| instant.to_string())
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Payload {
+    id: String,
+    protector: String,
+    /// Seconds since 1970.
+    not_after: i64,
+}
+
+impl Permit {
+    /// Its end, as people read it.
+    pub(crate) fn until(&self) -> String {
+        rfc3339(self.not_after)
+    }
+
+    /// Signs a permit for `protector`, which must be the signer's own.
+    ///
+    /// # Errors
+    /// `Permit` (another owner's protector, or the key cannot sign).
+    pub fn sign(owner: &Guardian, protector: &Protector, not_after: OffsetDateTime) -> Result<Vec<u8>> {
+        if protector.owner().signing_certificate() != owner.public().signing() {
+            return Err(Error::OtherOwner { owner: protector.owner().signing_certificate().common_name().to_owned() });
+        }
+        let payload = Payload {
+            id: uuid::Uuid::new_v4().simple().to_string(),
+            protector: protector.digest(),
+            not_after: not_after.unix_timestamp(),
+        };
+        let payload = serde_json::to_vec(&payload).map_err(|_| Error::BadPermit)?;
+        signed::sign(KIND, &payload, owner).map_err(Error::Permit)
+    }
+
+    /// Reads a permit that some owner signed. Whether it is the protector's owner shows when that comes.
+    ///
+    /// # Errors
+    /// `Permit`, `BadPermit`, `PermitExpired`.
+    pub fn verify(document: &[u8], now: OffsetDateTime) -> Result<Self> {
+        let verified = signed::verify(KIND, document).map_err(Error::Permit)?;
+        verified.signer.check_valid_at(now).map_err(Error::Permit)?;
+        if verified.signer.role() != Some(Role::Owner) {
+            return Err(Error::BadPermit);
+        }
+        let payload: Payload = serde_json::from_slice(&verified.payload).map_err(|_| Error::BadPermit)?;
+        let not_after = OffsetDateTime::from_unix_timestamp(payload.not_after).map_err(|_| Error::BadPermit)?;
+        if hex::decode::<16>(&payload.id).is_none() || hex::decode::<32>(&payload.protector).is_none() {
+            return Err(Error::BadPermit);
+        }
+        if now > not_after {
+            return Err(Error::PermitExpired { until: rfc3339(not_after) });
+        }
+        let owner = verified.signer.fingerprint();
+        Ok(Permit { id: format!("{owner}/{}", payload.id), protector: payload.protector, owner, not_after })
+    }
+}
