@@ -1,9 +1,10 @@
 //! Which database the store is in, and how a connection to it behaves.
 
 use std::fmt;
+use std::ops::{Deref, DerefMut};
 use std::path::Path;
 use std::str::FromStr;
-use std::sync::Once;
+use std::sync::{Arc, Once};
 use std::time::Duration;
 
 use reqwest::Url;
@@ -11,6 +12,7 @@ use sqlx::any::{AnyConnectOptions, AnyPoolOptions};
 use sqlx::migrate::{Migration, MigrationType, Migrator};
 use sqlx::postgres::{PgConnectOptions, PgSslMode};
 use sqlx::{Any, AnyConnection, AnyPool, Connection, Executor, SqlSafeStr, Transaction};
+use tokio::sync::{Mutex, OwnedMutexGuard};
 use zeroize::Zeroizing;
 
 use crate::error::{Error, Result};
@@ -85,6 +87,35 @@ enum Engine {
 pub(super) struct Database {
     pub(super) pool: AnyPool,
     engine: Engine,
+    /// Whose turn it is to write among this process's requests. A database has them wait too, but SQLite by sleeping,
+    /// and whoever wakes up first is next.
+    turn: Arc<Mutex<()>>,
+}
+
+/// A transaction in which nobody else writes.
+pub(super) struct Write {
+    transaction: Transaction<'static, Any>,
+    _turn: OwnedMutexGuard<()>,
+}
+
+impl Write {
+    pub(super) async fn commit(self) -> Result<()> {
+        Ok(self.transaction.commit().await?)
+    }
+}
+
+impl Deref for Write {
+    type Target = AnyConnection;
+
+    fn deref(&self) -> &AnyConnection {
+        &self.transaction
+    }
+}
+
+impl DerefMut for Write {
+    fn deref_mut(&mut self) -> &mut AnyConnection {
+        &mut self.transaction
+    }
 }
 
 impl Database {
@@ -108,26 +139,31 @@ impl Database {
         let pool = AnyPoolOptions::new()
             .max_connections(CONNECTIONS)
             .acquire_timeout(ACQUIRE)
+            // A connection to a file does not break; asking it each time whether it did costs what a statement costs.
+            .test_before_acquire(engine == Engine::Postgres)
             .after_connect(move |connection, _| Box::pin(async move { connection.execute(session).await.map(|_| ()) }))
             .connect_with(options)
             .await?;
         migrations().run(&pool).await?;
-        Ok(Database { pool, engine })
+        Ok(Database { pool, engine, turn: Arc::default() })
     }
 
     /// A transaction in which this is the only writer of all processes and all nodes: whoever is next sees what it
     /// wrote, so that the log has one last row to go on from.
-    pub(super) async fn begin(&self) -> Result<Transaction<'static, Any>> {
-        match self.engine {
+    pub(super) async fn begin(&self) -> Result<Write> {
+        let turn = tokio::time::timeout(ACQUIRE, Arc::clone(&self.turn).lock_owned()).await;
+        let turn = turn.map_err(|_| sqlx::Error::PoolTimedOut)?;
+        let transaction = match self.engine {
             // Immediate: two writers queue instead of both reading the same last row.
-            Engine::Sqlite => Ok(self.pool.begin_with("BEGIN IMMEDIATE").await?),
+            Engine::Sqlite => self.pool.begin_with("BEGIN IMMEDIATE").await?,
             Engine::Postgres => {
                 let mut transaction = self.pool.begin().await?;
                 // Readers are not kept out.
                 transaction.execute("LOCK TABLE audit IN EXCLUSIVE MODE").await?;
-                Ok(transaction)
+                transaction
             }
-        }
+        };
+        Ok(Write { transaction, _turn: turn })
     }
 }
 

@@ -3,9 +3,10 @@
 use std::sync::PoisonError;
 
 use sqlx::any::AnyRow;
-use sqlx::{Any, AnyConnection, Row, Transaction};
+use sqlx::{AnyConnection, Row};
 use time::OffsetDateTime;
 
+use super::engine::Write;
 use super::{Store, instant};
 use crate::audit::{Entry, Event, GENESIS, Record};
 use crate::error::{Error, Result};
@@ -35,7 +36,7 @@ impl Store {
     /// stays the last one, with a row for what was done in it.
     pub(super) async fn conclude(
         &self,
-        mut transaction: Transaction<'static, Any>,
+        mut transaction: Write,
         event: Event,
         record: Record,
         now: OffsetDateTime,

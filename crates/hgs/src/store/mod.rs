@@ -49,7 +49,7 @@ impl Store {
             None => {
                 let statement = sqlx::query("INSERT INTO service (id) VALUES ($1)");
                 statement.bind(self.key.id().to_owned()).execute(&mut *transaction).await?;
-                Ok(transaction.commit().await?)
+                transaction.commit().await
             }
         }
     }

@@ -76,7 +76,7 @@ impl Store {
             let record = Record { why: format!("policy '{}' {what}", check.name()), ..Record::default() };
             return self.conclude(transaction, Event::PolicyChanged, record, now).await;
         }
-        Ok(transaction.commit().await?)
+        transaction.commit().await
     }
 }
 
