@@ -58,6 +58,11 @@ pub(crate) enum Command {
     /// The guarded-host agent.
     #[command(subcommand)]
     Host(Host),
+    /// Check everything that a guarded host needs, and say how to get what is missing. Changes nothing.
+    Doctor {
+        #[command(flatten)]
+        service: Service,
+    },
 }
 
 #[derive(Clone, Copy, ValueEnum)]

@@ -56,7 +56,7 @@ pub(crate) fn run(command: Host, socket: &Path, out: &Output) -> Result<()> {
     }
 }
 
-async fn guarded(service: &Service, store: &Store) -> Result<Guarded> {
+pub(crate) async fn guarded(service: &Service, store: &Store) -> Result<Guarded> {
     if service.hgs.is_empty() {
         return Err(Error::new(Kind::BadInput, "no Host Guardian Service is named").remedy("--hgs URL --hgs-ca FILE"));
     }

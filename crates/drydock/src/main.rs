@@ -2,6 +2,7 @@
 
 mod agent_call;
 mod cli;
+mod doctor;
 mod garage;
 mod guardian;
 mod hgs_nodes;
@@ -39,6 +40,7 @@ fn main() -> ExitCode {
         Command::Recovery(command) => recovery_cmd::run(command, &cli.socket, &out),
         Command::Hgs(command) => hgs_service::run(command, &out),
         Command::Host(command) => host_service::run(command, &cli.socket, &out),
+        Command::Doctor { service } => doctor::run(&service, &out),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

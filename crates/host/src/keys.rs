@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use attestation::HostKey;
 use hgs::client::{HealthCertificate, HgsClient, HostTpm, Status};
-use key_protector::{Guardian, Protector, Rolled};
+use key_protector::{Guardian, GuardianPublic, Protector, Rolled};
 use time::OffsetDateTime;
 use zeroize::Zeroizing;
 
@@ -79,6 +79,24 @@ impl Guarded {
             return Err(Error::new(Kind::BadInput, "no Host Guardian Service is named"));
         }
         Ok(Guarded { nodes, preferred: AtomicUsize::new(0), proof })
+    }
+
+    /// All nodes' addresses.
+    pub fn urls(&self) -> impl Iterator<Item = &str> {
+        self.nodes.iter().map(|node| node.url.as_str())
+    }
+
+    /// The fabric guardian that each node answers for, in the order of [`Guarded::urls`].
+    pub async fn guardians(&self) -> Vec<Result<GuardianPublic>> {
+        let mut found = Vec::new();
+        for node in &self.nodes {
+            found.push(
+                node.client.metadata().await.map_err(|e| {
+                    release_error(format!("the Host Guardian Service at {} does not answer", node.url), &e)
+                }),
+            );
+        }
+        found
     }
 
     /// The node that answered last.

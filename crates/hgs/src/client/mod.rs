@@ -52,6 +52,15 @@ impl HealthCertificate {
     pub fn der(&self) -> &[u8] {
         &self.der
     }
+
+    /// From when and until when it is valid, by the service's clock; none if it is no certificate.
+    #[must_use]
+    pub fn validity(&self) -> Option<(OffsetDateTime, OffsetDateTime)> {
+        use x509_parser::prelude::{FromDer, X509Certificate};
+        let (_, certificate) = X509Certificate::from_der(&self.der).ok()?;
+        let validity = certificate.validity();
+        Some((validity.not_before.to_datetime(), validity.not_after.to_datetime()))
+    }
 }
 
 impl HgsClient {
