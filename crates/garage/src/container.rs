@@ -61,6 +61,12 @@ pub struct Contents {
     pub bundle: Bundle,
 }
 
+/// The size in bytes of the disk that an image holds, read as what it is said to be: a raw disk's contents are its
+/// guest's, and may look like anything.
+pub fn disk_size(source: &Source) -> Result<u64> {
+    qemu::virtual_size(&source.path, source.format, &Cancel::new())
+}
+
 /// Makes the RG disk `target` with these disks on it.
 ///
 /// `sources` come in the order of the layout's disks and must have exactly their sizes. `target` must not

@@ -8,7 +8,6 @@ use garage::device::Places;
 use garage::{Bundle, Cancel, Contents as RawContents, Device as RawDevice, Direction, Layout, Manifest, Mode};
 use host::VmLock;
 use host::error::{Context, Error, Kind, Result};
-use host::image;
 use host::store::VmDir;
 use host::wire::Events;
 use key_protector::Protector;
@@ -109,7 +108,13 @@ pub(crate) async fn create(target: &Path, recovery: Uuid, vm: &VmDir, mode: Mode
     let mut sources = Vec::new();
     for disk in &spec.disks {
         // The container takes disks in whole sectors, and the specification may have been edited.
-        let size = image::info(&disk.path).await?.virtual_size;
+        let source = Source { path: disk.path.clone(), format: format(disk.format) };
+        let image = source.clone();
+        let size = blocking(move || container::disk_size(&image)).await.map_err(|error| match error.kind {
+            Kind::Internal => Error { kind: Kind::BadInput, ..error }
+                .remedy("the disk was damaged or altered outside drydock; restore it"),
+            _ => error,
+        })?;
         if size != disk.size {
             return Err(Error::new(
                 Kind::BadInput,
@@ -117,7 +122,7 @@ pub(crate) async fn create(target: &Path, recovery: Uuid, vm: &VmDir, mode: Mode
             )
             .remedy("the disk or vm.json was altered outside drydock; restore it"));
         }
-        sources.push(Source { path: disk.path.clone(), format: format(disk.format) });
+        sources.push(source);
     }
     let overlays: Vec<(PathBuf, u64)> = match (mode, target.parent()) {
         (Mode::Overlay, Some(dir)) => spec.disks.iter().enumerate().map(|(i, d)| (overlay(dir, i), d.size)).collect(),

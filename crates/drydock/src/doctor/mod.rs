@@ -52,8 +52,8 @@ impl Check {
             Outcome::Fail => "FAIL",
             Outcome::Skip => "SKIP",
         };
-        let fix = self.fix.as_ref().map(|fix| format!("\n{:22}fix: {fix}", "")).unwrap_or_default();
-        format!("{outcome}  {:16}{}{fix}", self.name, self.found)
+        let fix = self.fix.as_ref().map(|fix| format!("\n{:26}fix: {fix}", "")).unwrap_or_default();
+        format!("{outcome}  {:20}{}{fix}", self.name, self.found)
     }
 }
 
