@@ -60,11 +60,18 @@ fn exchange<Q: Serialize>(
     let mut bytes =
         serde_json::to_vec(request).context(Kind::Internal, || "the request cannot be serialised".into())?;
     bytes.push(b'\n');
-    stream.write_all(&bytes).map_err(gone)?;
+    // An agent that refuses whoever asks does not wait for the question: its answer is there all the same.
+    let unsent = stream.write_all(&bytes).err();
     let mut reader = BufReader::new(stream);
     loop {
         let mut line = Vec::new();
-        reader.by_ref().take(MAX_LINE).read_until(b'\n', &mut line).map_err(gone)?;
+        let read = reader.by_ref().take(MAX_LINE).read_until(b'\n', &mut line);
+        if line.is_empty()
+            && let Some(error) = unsent
+        {
+            return Err(gone(error));
+        }
+        read.map_err(gone)?;
         if line.is_empty() {
             return Err(Error::new(Kind::Unreachable, "the agent ended in the middle of the request")
                 .remedy("see its log; run the command again: it goes on where it was"));
@@ -75,5 +82,36 @@ fn exchange<Q: Serialize>(
             Line::Progress(progress) => on_progress(&progress),
             other => return Ok((other, reader)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use std::os::unix::net::UnixListener;
+
+    /// Whoever is refused is told so, whether the question was sent before the door closed or not.
+    #[test]
+    fn a_refusal_is_heard_by_whoever_could_not_ask() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("agent.sock");
+        let listener = UnixListener::bind(&socket).unwrap();
+        let rounds = 200;
+        let agent = std::thread::spawn(move || {
+            for _ in 0..rounds {
+                let (mut stream, _) = listener.accept().unwrap();
+                let mut line = serde_json::to_vec(&Line::Error(Error::new(Kind::Refused, "not you"))).unwrap();
+                line.push(b'\n');
+                stream.write_all(&line).unwrap();
+            }
+        });
+        // Larger than a socket's buffer: it cannot be sent to somebody who does not read.
+        let questions = ["vm-list".to_owned(), "x".repeat(1 << 20)];
+        for n in 0..rounds {
+            let (line, _) = exchange(&socket, &questions[n % 2], |_| ()).unwrap();
+            assert!(matches!(line, Line::Error(error) if error.kind == Kind::Refused));
+        }
+        agent.join().unwrap();
     }
 }
