@@ -1,6 +1,6 @@
 //! Several people at work on one host.
 
-use std::io::Read;
+use std::io::{Read, Write};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -15,8 +15,14 @@ const BUSY: i32 = 10;
 fn the_second_operator_is_told_who_is_first() -> Result<()> {
     let world = World::new()?;
     let disk = world.fabric("large.raw");
-    let mut random = std::fs::File::open("/dev/urandom")?.take(1 << 30);
-    std::io::copy(&mut random, &mut std::fs::File::create(&disk)?)?;
+    // Large enough that the second one is there long before the first has ended.
+    let mut bytes = vec![0; 64 << 20];
+    std::fs::File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    let mut file = std::fs::File::create(&disk)?;
+    for _ in 0..48 {
+        file.write_all(&bytes)?;
+    }
+    drop(file);
     world.create_vm("dvm", &disk, &["--memory", "256"])?;
     std::fs::remove_file(&disk)?;
     world.create_blank("vmre", &["--memory", "1024", "--nested"])?;
