@@ -2,6 +2,8 @@
 SHELL := /bin/bash
 export DRYDOCK_BIN = $(CURDIR)/target/debug/drydock
 export RUST_BACKTRACE ?= 0
+# Properties are tried on the same values in every run; with another number, on others.
+export PROPTEST_RNG_SEED ?= 1
 
 # Switches and network namespaces need root; building does not.
 ROOT := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env=HOME,PATH,DRYDOCK_BIN,DRYDOCK_CACHE,XDG_CACHE_HOME,RUST_BACKTRACE)
