@@ -90,6 +90,13 @@ pub(crate) enum Vm {
     List,
     /// Show one VM.
     Show { name: String },
+    /// Change a VM's policy, where its owner's or a granted guardian's private key is: in local mode, never on a
+    /// guarded host.
+    SetPolicy {
+        name: String,
+        #[arg(value_enum)]
+        policy: PolicyArg,
+    },
     /// Delete a VM and its disks.
     Delete {
         name: String,

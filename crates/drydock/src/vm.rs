@@ -33,6 +33,9 @@ pub(crate) fn run(command: Vm, socket: &Path, out: &Output) -> Result<()> {
         Vm::Start { name } => show(&call(socket, &VmRequest::VmStart { name }, out)?, out),
         Vm::Stop { name, force } => show(&call(socket, &VmRequest::VmStop { name, force }, out)?, out),
         Vm::Show { name } => show(&call(socket, &VmRequest::VmShow { name }, out)?, out),
+        Vm::SetPolicy { name, policy } => {
+            show(&call(socket, &VmRequest::VmSetPolicy { name, policy: policy.into() }, out)?, out)
+        }
         Vm::List => {
             let value = call(socket, &VmRequest::VmList, out)?;
             let all: Vec<VmStatus> = parse(&value)?;

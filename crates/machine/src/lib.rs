@@ -19,6 +19,7 @@ pub mod disk;
 mod error;
 mod merge;
 mod orphan;
+mod policy_nv;
 mod process;
 pub mod qemu;
 mod qmp;

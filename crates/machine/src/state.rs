@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | `record.sealed` | [`SealedRecord`] | AES-256-GCM, see [`crate::record`] |
 //! | `vars.luks` | UEFI variables | LUKS, passphrase = derived key in hex |
-//! | `vtpm/` | swtpm's permanent state | swtpm's AES-256-CBC state encryption |
+//! | `vtpm/` | swtpm's permanent state, with the policy's register | swtpm's AES-256-CBC state encryption |
 //!
 //! A slot is written once and whole; a new transport key means a new slot, and the caller flips to it.
 
@@ -54,7 +54,7 @@ pub async fn create(
     convert_vars(source, &vars, key).await?;
     let vtpm = slot.join(VTPM);
     make_empty_dir(&vtpm)?;
-    swtpm::manufacture(&vtpm, key).await?;
+    swtpm::manufacture(&vtpm, key, record.policy).await?;
     finish(slot, &sealed)
 }
 
@@ -93,7 +93,7 @@ pub async fn reseal(
     convert_vars(source, &to.join(VARS), to_key).await?;
     let vtpm = to.join(VTPM);
     make_empty_dir(&vtpm)?;
-    swtpm::reseal(&from.join(VTPM), from_key, &vtpm, to_key).await?;
+    swtpm::reseal(&from.join(VTPM), from_key, &vtpm, to_key, new_record.policy).await?;
     finish(to, &sealed)
 }
 

@@ -9,8 +9,9 @@ use key_protector::TransportKey;
 use tokio::net::UnixStream;
 
 use crate::process::{Process, Program, SWTPM, secret_pipe};
+use crate::spec::Policy;
 use crate::swtpm_ctrl::Control;
-use crate::{Error, Result};
+use crate::{Error, Result, policy_nv};
 
 /// HKDF label of the vTPM's state key.
 pub(crate) const LABEL: &str = "drydock/vtpm/v1";
@@ -19,6 +20,10 @@ pub(crate) const STATE_FILE: &str = "tpm2-00.permall";
 
 const CONTROL_FD: i32 = 3;
 const KEY_FD: i32 = 4;
+/// TPM commands, where there is no QEMU to bring a channel for them.
+const DATA_FD: i32 = 5;
+/// How long a TPM may take for a few commands, under nested emulation too.
+const COMMANDS: Duration = Duration::from_secs(60);
 /// How long swtpm may take to end once its only client is gone.
 const END: Duration = Duration::from_secs(10);
 
@@ -43,15 +48,18 @@ pub(crate) fn argv() -> Vec<String> {
 
 /// Starts swtpm on the state in `dir`; `control` is its end of a socket pair.
 pub(crate) fn spawn(dir: &Path, key: &TransportKey, control: OwnedFd, log: Option<PathBuf>) -> Result<Process> {
+    program(dir, key, control, log)?.spawn()
+}
+
+fn program<'a>(dir: &'a Path, key: &TransportKey, control: OwnedFd, log: Option<PathBuf>) -> Result<Program<'a>> {
     let key = secret_pipe(key.derive(LABEL).expose())?;
-    Program {
+    Ok(Program {
         name: SWTPM,
         args: argv().into_iter().map(Into::into).collect(),
         fds: vec![(control, CONTROL_FD), (key, KEY_FD)],
         current_dir: Some(dir),
         log,
-    }
-    .spawn()
+    })
 }
 
 /// That `dir` holds a vTPM. swtpm would silently make a new one where there is none.
@@ -62,17 +70,23 @@ pub(crate) fn require_state(dir: &Path) -> Result<()> {
     }
 }
 
-/// Makes a new TPM in the empty directory `dir`.
-pub(crate) async fn manufacture(dir: &Path, key: &TransportKey) -> Result<()> {
+/// Makes a new TPM in the empty directory `dir`, for a VM under this policy.
+pub(crate) async fn manufacture(dir: &Path, key: &TransportKey, policy: Policy) -> Result<()> {
     let mut tpm = Offline::start(dir, key)?;
-    let done = tpm.control.init().await;
+    let done = tpm.init_for(policy).await;
     tpm.stop(done).await?;
     require_state(dir)
 }
 
-/// Copies the TPM in `from` into the empty directory `to`, under another key. Only the permanent
-/// state: a VM that is off has no other.
-pub(crate) async fn reseal(from: &Path, from_key: &TransportKey, to: &Path, to_key: &TransportKey) -> Result<()> {
+/// Copies the TPM in `from` into the empty directory `to`, under another key, for a VM under this policy. Only the
+/// permanent state: a VM that is off has no other.
+pub(crate) async fn reseal(
+    from: &Path,
+    from_key: &TransportKey,
+    to: &Path,
+    to_key: &TransportKey,
+    policy: Policy,
+) -> Result<()> {
     require_state(from)?;
     let mut old = Offline::start(from, from_key)?;
     let state = match old.control.init().await {
@@ -82,25 +96,43 @@ pub(crate) async fn reseal(from: &Path, from_key: &TransportKey, to: &Path, to_k
     let state = old.stop(state).await?;
     let mut new = Offline::start(to, to_key)?;
     let done = match new.control.set_permanent_state(&state).await {
-        Ok(()) => new.control.init().await,
+        Ok(()) => new.init_for(policy).await,
         Err(error) => Err(error),
     };
     new.stop(done).await?;
     require_state(to)
 }
 
+/// A socket pair: our end, and the one that is passed on.
+fn channel() -> Result<(UnixStream, OwnedFd)> {
+    let (ours, theirs) = StdStream::pair().map_err(Error::system("make a socket pair"))?;
+    ours.set_nonblocking(true).map_err(Error::system("set up a socket"))?;
+    Ok((UnixStream::from_std(ours).map_err(Error::system("set up a socket"))?, theirs.into()))
+}
+
 /// A TPM without a VM.
 struct Offline {
     process: Process,
     control: Control,
+    commands: UnixStream,
 }
 
 impl Offline {
     fn start(dir: &Path, key: &TransportKey) -> Result<Self> {
-        let (ours, theirs) = StdStream::pair().map_err(Error::system("make a socket pair"))?;
-        ours.set_nonblocking(true).map_err(Error::system("set up a socket"))?;
-        let control = UnixStream::from_std(ours).map_err(Error::system("set up a socket"))?;
-        Ok(Self { process: spawn(dir, key, theirs.into(), None)?, control: Control::new(control) })
+        let (control, theirs) = channel()?;
+        let mut program = program(dir, key, theirs, None)?;
+        let (commands, theirs) = channel()?;
+        program.args.extend(["--fd".into(), DATA_FD.to_string().into()]);
+        program.fds.push((theirs, DATA_FD));
+        Ok(Self { process: program.spawn()?, control: Control::new(control), commands })
+    }
+
+    /// Starts the TPM and leaves the policy in it.
+    async fn init_for(&mut self, policy: Policy) -> Result<()> {
+        self.control.init().await?;
+        tokio::time::timeout(COMMANDS, policy_nv::measure(&mut self.commands, policy))
+            .await
+            .map_err(|_| Error::Deadline { what: "the vTPM", seconds: COMMANDS.as_secs() })?
     }
 
     /// Ends swtpm in order. After a failure its own words say more than the lost connection.
@@ -108,12 +140,12 @@ impl Offline {
         match result {
             Ok(value) => {
                 self.control.shutdown().await?;
-                drop(self.control);
+                drop((self.control, self.commands));
                 self.process.finish(END).await?;
                 Ok(value)
             }
             Err(error) => {
-                drop(self.control);
+                drop((self.control, self.commands));
                 let said = tokio::time::timeout(END, self.process.child.wait()).await;
                 self.process.kill().await;
                 let status = match said {
