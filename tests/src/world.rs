@@ -196,6 +196,17 @@ impl World {
         Ok(())
     }
 
+    /// In local mode on the same store, with the owner's private keys: as if the host were the owner's own machine.
+    pub fn start_local_agent(&mut self) -> Result<()> {
+        let guardian = self.store().join("guardians/tenant.pem");
+        std::fs::copy(self.offline(".config/drydock/guardians/tenant.pem"), guardian)?;
+        let mut command = self.inside(&drydock()?);
+        command.args(["host", "serve", "--local", "--store"]).arg(self.store());
+        command.arg("--socket").arg(self.socket());
+        self.agent = Some(Service::start("the agent in local mode", &mut command, "listening on", READY)?.0);
+        Ok(())
+    }
+
     /// Kills the agent where it stands. Its VMs go on without it.
     pub fn kill_agent(&mut self) -> Result<()> {
         let agent = self.agent.take().context("no agent runs")?;
