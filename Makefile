@@ -11,13 +11,13 @@ ifneq ($(ROOT),)
 export CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER = $(ROOT)
 endif
 
-.PHONY: demo test build images bootstrap lint unit e2e bench-hgs bench-recovery
+.PHONY: demo test build images bootstrap lint unit fuzz e2e bench-hgs bench-recovery
 
 demo: build images
 	$(ROOT) target/debug/drydock-demo
 
 # The slow end-to-end tests come last: what fails in seconds fails first.
-test: lint unit e2e
+test: lint unit fuzz e2e
 
 bootstrap:
 	@scripts/bootstrap
@@ -30,11 +30,17 @@ images: bootstrap
 
 lint: bootstrap
 	cargo fmt --all --check
-	cargo clippy --workspace --all-targets --locked -- -D warnings
+	cargo clippy --workspace --all-targets --features drydock-fuzz/libfuzzer --locked -- -D warnings
 	scripts/licences
 
 unit: build
 	cargo test --workspace --locked --exclude drydock-tests
+
+# FUZZ_SECONDS for each target; docs/testing.md says how to go on by hand. Dependencies are those of every other build.
+fuzz: bootstrap
+	RUSTC_WORKSPACE_WRAPPER=$(CURDIR)/fuzz/rustc \
+		cargo build --workspace --locked --bin drydock-fuzz --features drydock-fuzz/libfuzzer
+	fuzz/run
 
 e2e: build images
 	cargo test --package drydock-tests --locked -- --nocapture --test-threads 1

@@ -39,21 +39,31 @@ pub async fn info(path: &Path) -> Result<ImageInfo> {
         let said = String::from_utf8_lossy(&output.stderr);
         return Err(Error::new(Kind::BadInput, format!("{} is not a disk image: {}", path.display(), said.trim())));
     }
-    let info: ImageInfo = serde_json::from_slice(&output.stdout)
-        .context(Kind::Internal, || "qemu-img info answers in another shape".into())?;
-    let external = info.specific.pointer("/data/data-file").is_some();
-    if info.backing.is_some() || external {
-        return Err(Error::new(Kind::BadInput, format!("{} refers to another file", path.display()))
-            .remedy("flatten it first: qemu-img convert -O qcow2 IMAGE FLAT"));
+    ImageInfo::read(path, &output.stdout)
+}
+
+impl ImageInfo {
+    /// Reads what `qemu-img info` said of the image at `path`, and refuses one that names other files.
+    ///
+    /// # Errors
+    /// `BadInput` for such an image or an unknown format; `Internal` when it is not what qemu-img writes.
+    pub fn read(path: &Path, json: &[u8]) -> Result<Self> {
+        let info: ImageInfo =
+            serde_json::from_slice(json).context(Kind::Internal, || "qemu-img info answers in another shape".into())?;
+        let external = info.specific.pointer("/data/data-file").is_some();
+        if info.backing.is_some() || external {
+            return Err(Error::new(Kind::BadInput, format!("{} refers to another file", path.display()))
+                .remedy("flatten it first: qemu-img convert -O qcow2 IMAGE FLAT"));
+        }
+        if !["raw", "qcow2", "vhdx"].contains(&info.format.as_str()) {
+            return Err(Error::new(
+                Kind::BadInput,
+                format!("{}: format '{}' is not supported", path.display(), info.format),
+            )
+            .remedy("convert it to qcow2, raw or VHDX"));
+        }
+        Ok(info)
     }
-    if !["raw", "qcow2", "vhdx"].contains(&info.format.as_str()) {
-        return Err(Error::new(
-            Kind::BadInput,
-            format!("{}: format '{}' is not supported", path.display(), info.format),
-        )
-        .remedy("convert it to qcow2, raw or VHDX"));
-    }
-    Ok(info)
 }
 
 /// Copies an image into a new qcow2 of the store. Stops, and leaves nothing, once the client has gone.

@@ -173,7 +173,18 @@ impl VmDir {
     /// # Errors
     /// `BadInput` naming the file when it is not a valid VM specification.
     pub fn spec(&self) -> Result<VmSpec> {
-        let spec: VmSpec = read_json(&self.path.join("vm.json"))?;
+        self.checked_spec(read_json(&self.path.join("vm.json"))?)
+    }
+
+    /// The same from the content of `vm.json`.
+    ///
+    /// # Errors
+    /// `BadInput` naming the file when it is not a valid VM specification.
+    pub fn parse_spec(&self, bytes: &[u8]) -> Result<VmSpec> {
+        self.checked_spec(parse_json(&self.path.join("vm.json"), bytes)?)
+    }
+
+    fn checked_spec(&self, spec: VmSpec) -> Result<VmSpec> {
         spec.validate().context(Kind::BadInput, || {
             format!("{} is not a valid VM specification", self.path.join("vm.json").display())
         })?;
@@ -364,7 +375,15 @@ impl VmDir {
 pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
     let bytes =
         durable::read_bounded(path, MAX_JSON).context(Kind::BadInput, || format!("cannot read {}", path.display()))?;
-    serde_json::from_slice(&bytes)
+    parse_json(path, &bytes)
+}
+
+/// Reads the content of such a file; `path` is for messages.
+///
+/// # Errors
+/// `BadInput` naming the file and, where serde knows it, the field.
+pub fn parse_json<T: DeserializeOwned>(path: &Path, bytes: &[u8]) -> Result<T> {
+    serde_json::from_slice(bytes)
         .context(Kind::BadInput, || format!("{} is damaged", path.display()))
         .or_next(|| "undo the edit, or restore the file from a backup".into())
 }

@@ -105,8 +105,11 @@ fn protocol(block_device: bool) -> &'static str {
     if block_device { "host_device" } else { "file" }
 }
 
-/// The first 80 bytes of a qcow2 image (docs/interop/qcow2.rst in QEMU's sources).
-fn check_qcow2(header: &[u8]) -> std::result::Result<(), &'static str> {
+/// Looks at the first 80 bytes of a qcow2 image (docs/interop/qcow2.rst in QEMU's sources).
+///
+/// # Errors
+/// Why it is refused: above all, that it names another file.
+pub fn check_qcow2(header: &[u8]) -> std::result::Result<(), &'static str> {
     const DATA_FILE: u64 = 1 << 2;
     let be32 = |at: usize| header.get(at..at + 4)?.try_into().ok().map(u32::from_be_bytes);
     let be64 = |at: usize| header.get(at..at + 8)?.try_into().ok().map(u64::from_be_bytes);

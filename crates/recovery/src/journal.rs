@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use garage::Mode;
 use host::durable;
 use host::error::{Context, Error, Kind, Result};
-use host::store::{Store, read_json, write_json};
+use host::store::{Store, parse_json, read_json, write_json};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use uuid::Uuid;
@@ -176,8 +176,19 @@ impl Journal {
     }
 
     fn load(dir: &Path) -> Result<Self> {
+        Self::from_data(dir, read_json(&dir.join("journal.json"))?)
+    }
+
+    /// Reads the content of the journal in `dir`.
+    ///
+    /// # Errors
+    /// `BadInput` naming the file.
+    pub fn parse(dir: &Path, bytes: &[u8]) -> Result<Self> {
+        Self::from_data(dir, parse_json(&dir.join("journal.json"), bytes)?)
+    }
+
+    fn from_data(dir: &Path, data: Data) -> Result<Self> {
         let path = dir.join("journal.json");
-        let data: Data = read_json(&path)?;
         if data.version != 1 {
             return Err(Error::new(Kind::BadInput, format!("{}: version {}", path.display(), data.version))
                 .remedy("it was written by a newer drydock; use that one"));

@@ -33,4 +33,4 @@ mod tools;
 
 pub use grant::rfc3339;
 pub use journal::{Entry, Journal, Side, Step};
-pub use service::AgentService;
+pub use service::{AgentService, Request};

@@ -8,7 +8,7 @@ use host::error::{Error, Kind, Result};
 use host::server::{Outcome, Service};
 use host::service::{to_value, vm_request};
 use host::wire::Events;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::api::{GarageInfo, RecoveryRequest};
 use crate::garage_key::GarageKey;
@@ -19,11 +19,26 @@ pub struct AgentService {
     agent: Arc<Agent>,
 }
 
-#[derive(Deserialize)]
+/// Everything that can be asked of the agent.
+#[derive(Debug, Serialize, Deserialize)]
 #[serde(untagged)]
-enum Request {
+pub enum Request {
     Vm(host::api::VmRequest),
     Recovery(RecoveryRequest),
+}
+
+impl Request {
+    /// Reads one line from the agent's socket.
+    ///
+    /// # Errors
+    /// `BadInput` for anything but a request that this agent knows.
+    pub fn read(line: &[u8]) -> Result<Self> {
+        serde_json::from_slice(line).map_err(|e| {
+            Error::new(Kind::BadInput, "the agent does not know this request")
+                .caused_by(&e)
+                .remedy("use a drydock command of the agent's version")
+        })
+    }
 }
 
 impl AgentService {
@@ -35,11 +50,7 @@ impl AgentService {
 
 impl Service for AgentService {
     async fn call(&self, line: &[u8], events: Events) -> Result<Outcome> {
-        let request = serde_json::from_slice(line).map_err(|e| {
-            Error::new(Kind::BadInput, "the agent does not know this request")
-                .caused_by(&e)
-                .remedy("use a drydock command of the agent's version")
-        })?;
+        let request = Request::read(line)?;
         let agent = &*self.agent;
         let value = match request {
             Request::Vm(request) => return vm_request(agent, request, &events).await,
