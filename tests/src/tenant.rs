@@ -172,7 +172,8 @@ fn write(device: &Device, raw: &Path, draft: Draft, mut shape: Value) -> Result<
     Ok(())
 }
 
-fn convert(from: &Path, from_format: &str, to: &Path, to_format: &str) -> Result<()> {
+/// One image into another.
+pub fn convert(from: &Path, from_format: &str, to: &Path, to_format: &str) -> Result<()> {
     let mut command = Command::new("qemu-img");
     command.args(["convert", "-f", from_format, "-O", to_format]).arg(from).arg(to);
     run(&mut command, b"", CONVERT)?.ok().context("qemu-img").map(drop)

@@ -256,7 +256,13 @@ impl World {
 
     /// `drydock` on the tenant host: no network at all, the keys in a folder of its own.
     pub fn tenant(&self, args: &[&str]) -> Result<Finished> {
+        self.tenant_with(args, &[])
+    }
+
+    /// With variables for its environment.
+    pub fn tenant_with(&self, args: &[&str], variables: &[(&str, &str)]) -> Result<Finished> {
         let mut command = Command::new("unshare");
+        command.envs(variables.iter().copied());
         let home = self.dir.path().join("tenant");
         command.arg("--net").arg(drydock()?).args(args).env("HOME", &home).current_dir(&home);
         run(&mut command, b"", SHORT)

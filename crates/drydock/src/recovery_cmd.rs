@@ -117,7 +117,8 @@ fn grant(request: &Path, owner: Owner, target: Option<PathBuf>, yes: bool, out: 
         return Err(Error::new(Kind::WrongState, format!("{} exists already", target.display()))
             .remedy("name another file with --out"));
     }
-    write(&target, &document)?;
+    // A grant that was not given is not left lying about, nor in the way of the next try.
+    write(&target, &document).inspect_err(|_| drop(std::fs::remove_file(&target)))?;
     out.result(&json!({ "grant": target, "summary": summary }), || {
         format!(
             "recovery grant written to {}\nBring it into the garage and run: drydock recovery import --grant {}",

@@ -362,7 +362,15 @@ impl Agent {
             &rolled.egress_protector.digest(),
         )
         .await
-        .context(Kind::Internal, || format!("cannot seal the state of {} again", dir.name()))?;
+        .map_err(|error| {
+            let message = format!("cannot seal the state of {} again", dir.name());
+            match error.kind() {
+                "vars-format" | "vars-sealed" => Error::new(Kind::BadInput, message)
+                    .caused_by(&error)
+                    .remedy("the UEFI variables were damaged or altered outside drydock; restore them"),
+                _ => Error::new(Kind::Internal, message).caused_by(&error),
+            }
+        })?;
         dir.write_protector(generation, &rolled.egress_protector)?;
         dir.switch_to(generation, from)?;
         Ok(Resealed { generation, record })

@@ -5,6 +5,7 @@
 //! | [`spec`] | what a VM is made of, checked |
 //! | [`accel`] | whether KVM can be used here, and why |
 //! | [`record`] | the sealed record: identity, policy and devices, under AES-256-GCM |
+//! | [`luks`] | the UEFI variables' container |
 //! | [`state`] | a slot: record, UEFI variables and vTPM under keys from one transport key |
 //! | [`qemu`] | typed spec to QEMU command line; pure |
 //! | [`disk`] | what a disk image must not bring along, and its description for QEMU |
@@ -17,6 +18,7 @@
 pub mod accel;
 pub mod disk;
 mod error;
+pub mod luks;
 mod merge;
 mod orphan;
 mod policy_nv;

@@ -21,7 +21,6 @@ use tokio::process::{Child, ChildStderr, Command};
 use crate::{Error, Result};
 
 pub(crate) const QEMU: &str = "qemu-system-x86_64";
-pub(crate) const QEMU_IMG: &str = "qemu-img";
 pub(crate) const SWTPM: &str = "swtpm";
 pub(crate) const IP: &str = "ip";
 

@@ -88,18 +88,28 @@ pub(crate) async fn reseal(
     policy: Policy,
 ) -> Result<()> {
     require_state(from)?;
-    let mut old = Offline::start(from, from_key)?;
+    // Two processes take their time to start and to end: beside each other.
+    let (mut old, mut new) = (Offline::start(from, from_key)?, Offline::start(to, to_key)?);
     let state = match old.control.init().await {
         Ok(()) => old.control.permanent_state().await,
         Err(error) => Err(error),
     };
-    let state = old.stop(state).await?;
-    let mut new = Offline::start(to, to_key)?;
-    let done = match new.control.set_permanent_state(&state).await {
-        Ok(()) => new.init_for(policy).await,
-        Err(error) => Err(error),
+    let state = match state {
+        Ok(state) => state,
+        Err(error) => {
+            new.process.kill().await;
+            return old.stop(Err(error)).await;
+        }
     };
-    new.stop(done).await?;
+    let take_over = async {
+        let done = match new.control.set_permanent_state(&state).await {
+            Ok(()) => new.init_for(policy).await,
+            Err(error) => Err(error),
+        };
+        new.stop(done).await
+    };
+    let (old, new) = tokio::join!(old.stop(Ok(())), take_over);
+    old.and(new)?;
     require_state(to)
 }
 

@@ -168,7 +168,8 @@ async fn a_wrong_key_or_a_missing_vtpm_stops_a_reseal() {
     let sandbox = Sandbox::new();
     let (old, new) = (TransportKey::generate(), TransportKey::generate());
     let record = create(&sandbox, "1", &old).await;
-    assert!(reseal(&sandbox, &record, &new, &old).await.is_err());
+    let error = reseal(&sandbox, &record, &new, &old).await.unwrap_err();
+    assert_eq!(error.kind(), "vars-sealed", "{error}");
     assert!(!sandbox.path("2").join("record.sealed").exists());
 
     // what a failed attempt left is in the way, and said to be
