@@ -187,11 +187,20 @@ impl World {
 
     /// With several nodes of the Host Guardian Service, in this order.
     pub fn start_agent_of(&mut self, nodes: &[&str], variables: &[(&str, &str)]) -> Result<()> {
+        self.run_agent(nodes, &[], variables)
+    }
+
+    /// Keeping keys for starts without the Host Guardian Service.
+    pub fn start_agent_offline(&mut self) -> Result<()> {
+        self.run_agent(&["https://127.0.0.1:8443"], &["--offline"], &[])
+    }
+
+    fn run_agent(&mut self, nodes: &[&str], more: &[&str], variables: &[(&str, &str)]) -> Result<()> {
         let mut command = self.inside(&drydock()?);
         command.envs(variables.iter().copied());
         command.args(["host", "serve"]).args(nodes.iter().flat_map(|url| ["--hgs", url])).arg("--hgs-ca");
         command.arg(self.fabric("hgs/hgs-ca.pem")).arg("--store").arg(self.store());
-        command.arg("--socket").arg(self.socket());
+        command.arg("--socket").arg(self.socket()).args(more);
         self.agent = Some(Service::start("the agent", &mut command, "listening on", READY)?.0);
         Ok(())
     }
@@ -290,12 +299,21 @@ impl World {
 
     pub fn create_with(&self, name: &str, disk: &Path, switch: &str, extra: &[&str]) -> Result<Value> {
         let protector = self.offline(&format!("{name}.protector.xml"));
-        self.tenant(&["protector", "new", "--owner", "tenant", "--guardian", "fabric", "--out", &path(&protector)])?
-            .ok()?;
+        if !protector.exists() {
+            self.new_protector(name, &[])?;
+        }
         let (disk, protector) = (path(disk), path(&protector));
         let mut args = vec!["vm", "create", name, "--disk", &disk, "--protector", &protector, "--switch", switch];
         args.extend(extra);
         self.admin_json(&args)
+    }
+
+    /// The tenant makes the protector of a VM that will be created.
+    pub fn new_protector(&self, name: &str, extra: &[&str]) -> Result<()> {
+        let file = path(&self.offline(&format!("{name}.protector.xml")));
+        let mut args = vec!["protector", "new", "--owner", "tenant", "--guardian", "fabric", "--out", &file];
+        args.extend(extra);
+        self.tenant(&args)?.ok().map(drop)
     }
 
     /// The VM that will be damaged: a web server of somebody's, reachable by SSH.

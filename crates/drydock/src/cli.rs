@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use key_protector::protector::MAX_OFFLINE_UNWRAPS;
 
 #[derive(Parser)]
 #[command(
@@ -251,6 +252,15 @@ pub(crate) enum Protector {
         /// A guardian that may open it, by name: the fabric's. Repeatable.
         #[arg(long = "guardian", required = true)]
         allowed: Vec<String>,
+        /// How often a host may start the VM without the Host Guardian Service after each start with it, if the
+        /// fabric runs its agent with --offline.
+        ///
+        /// For when all nodes of the service are out of reach. What is given away: the host keeps the VM's transport
+        /// key, sealed to itself. A host that was taken off the service's list, or stolen, and is kept from hearing of
+        /// it can start the VM that often once more; in host-key mode, whoever has the host's disk reads the key.
+        #[arg(long, value_name = "N", default_value_t = 0,
+            value_parser = clap::value_parser!(u32).range(..=i64::from(MAX_OFFLINE_UNWRAPS)))]
+        offline_unwraps: u32,
         #[arg(long, short)]
         out: PathBuf,
     },
@@ -631,6 +641,10 @@ pub(crate) enum Host {
         /// Do not probe for KVM.
         #[arg(long, value_enum)]
         accel: Option<AccelArg>,
+        /// Keep the keys of VMs whose owners allow it (`drydock protector new --offline-unwraps`), sealed to this host,
+        /// and start those VMs with them while no Host Guardian Service answers.
+        #[arg(long, requires = "hgs")]
+        offline: bool,
     },
 }
 

@@ -132,6 +132,13 @@ fn describe(vm: &VmStatus) -> String {
         vm.owner,
         short(&vm.owner_fingerprint),
     );
+    if let Some(offline) = &vm.offline {
+        text += &format!(
+            "  offline     {}{} starts left without the Host Guardian Service\n",
+            if offline.started { "this was one; " } else { "" },
+            offline.remaining,
+        );
+    }
     if let Some(hold) = &vm.recovery {
         text += &format!("  recovery    {}: {}\n", hold.recovery_id, hold.reason);
     }

@@ -5,17 +5,18 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use key_protector::{Protector, Rolled};
+use key_protector::{Protector, Rolled, TransportKey};
 use machine::accel::Chooser;
 use machine::record::SealedRecord;
 use machine::{DiskSpec, Policy, Running, StartOptions, VmSpec};
 use tokio::sync::OwnedMutexGuard;
 
-use crate::api::{AgentInfo, PowerState, VmStatus};
+use crate::api::{AgentInfo, OfflineStatus, PowerState, VmStatus};
 use crate::console::Console;
 use crate::error::{Context, Error, Kind, Next, Result};
 use crate::holder::{Held, Holders};
-use crate::keys::KeySource;
+use crate::keys::{KeySource, Unreleased};
+use crate::offline;
 use crate::store::{Store, VmDir};
 use crate::wire::Events;
 
@@ -28,6 +29,8 @@ pub(crate) struct Live {
     /// The policy in the sealed record that it was started with; what the files say does not count.
     policy: Policy,
     console: Option<Console>,
+    /// It was started with a key that this host kept.
+    offline: bool,
 }
 
 type Cell = Arc<tokio::sync::Mutex<Option<Live>>>;
@@ -295,11 +298,24 @@ impl Agent {
     }
 
     /// Starts a VM: the key is released, rolled, the sealed state moved under the new key, and only then QEMU
-    /// runs.
+    /// runs. While no Host Guardian Service answers, and if owner and fabric allow it, the key of the last start is
+    /// used once more (see [`crate::offline`]).
     ///
     /// # Errors
     /// `KeyRelease` when no key comes, `Refused` when the sealed record says otherwise than the files.
     pub async fn start(&self, vm: &mut VmLock, events: &Events) -> Result<()> {
+        self.start_with(vm, self.keys.keeps_offline(), events).await
+    }
+
+    /// The same for a VM that comes from elsewhere: the Host Guardian Service has to answer.
+    ///
+    /// # Errors
+    /// Those of [`Agent::start`].
+    pub async fn first_start(&self, vm: &mut VmLock, events: &Events) -> Result<()> {
+        self.start_with(vm, false, events).await
+    }
+
+    async fn start_with(&self, vm: &mut VmLock, may_be_offline: bool, events: &Events) -> Result<()> {
         let name = vm.dir.name().to_owned();
         if vm.is_running() {
             return Err(Error::new(Kind::WrongState, format!("{name} is running already")));
@@ -315,12 +331,19 @@ impl Agent {
         let current = vm.dir.current()?;
         let protector = vm.dir.protector(current)?;
         events.say("key-release", format!("asking for the key of {name}"));
-        let rolled = self.keys.roll(&protector).await?;
-        let record = open_record(&vm.dir, current, &rolled, &protector)?;
-        check_record(&spec, &record, current)?;
-        events.say("reseal", "sealing the state under the new transport key");
-        let next = self.reseal(&vm.dir, current, &rolled, record).await?;
-        let record = next.record;
+        let opened = match self.keys.release(&protector).await {
+            Ok(rolled) => self.open_rolled(&vm.dir, &spec, current, &protector, rolled, events).await?,
+            Err(Unreleased::Silence(error)) if may_be_offline => {
+                self.open_offline(&vm.dir, &spec, current, &protector, error, events).await?
+            }
+            Err(Unreleased::Verdict(error)) => {
+                // Whoever pulls the plug after a refusal gains nothing.
+                self.drop_offline_key(&vm.dir, &spec).await;
+                return Err(error);
+            }
+            Err(unreleased) => return Err(unreleased.into()),
+        };
+        let Opened { slot, key, record, offline } = opened;
 
         let mut spec = spec;
         spec.disks.extend(vm.dir.attached()?);
@@ -334,13 +357,104 @@ impl Agent {
             log_dir: self.store.logs(&name),
             console: record.policy == Policy::EncryptionSupported,
         };
-        let slot = vm.dir.slot(next.generation);
-        let mut running = Running::start(&spec, &slot, &rolled.egress, &record, options)
+        let mut running = Running::start(&spec, &vm.dir.slot(slot), &key, &record, options)
             .await
             .context(Kind::Internal, || format!("{name} did not start"))?;
         let console = running.take_console().map(Console::spawn);
-        *vm.live = Some(Live { running, policy: record.policy, console });
+        *vm.live = Some(Live { running, policy: record.policy, console, offline });
         Ok(())
+    }
+
+    /// What a released key is for: the state goes into the next slot, under the new key.
+    async fn open_rolled(
+        &self,
+        dir: &VmDir,
+        spec: &VmSpec,
+        current: u64,
+        protector: &Protector,
+        rolled: Rolled,
+        events: &Events,
+    ) -> Result<Opened> {
+        let record = open_record(dir, current, &rolled, protector)?;
+        check_record(spec, &record, current)?;
+        events.say("reseal", "sealing the state under the new transport key");
+        let Resealed { generation, record } = self.reseal(dir, current, &rolled, record).await?;
+        self.keep_offline_key(dir, spec, &rolled, events).await;
+        Ok(Opened { slot: generation, key: rolled.egress, record, offline: false })
+    }
+
+    /// Without a service there is nobody who could sign another protector: slot and key stay what they are. The start
+    /// is counted before the key is used for anything; one that fails later is counted too.
+    async fn open_offline(
+        &self,
+        dir: &VmDir,
+        spec: &VmSpec,
+        current: u64,
+        protector: &Protector,
+        mut silence: Error,
+        events: &Events,
+    ) -> Result<Opened> {
+        let Some(keys) = self.keys.offline_keys() else { return Err(silence) };
+        let name = dir.name();
+        let taken = match keys.take(dir, spec.id, protector).await {
+            Ok(taken) => taken,
+            Err(why) => {
+                silence.causes.push(why.message);
+                silence.causes.extend(why.causes);
+                return Err(silence);
+            }
+        };
+        let left = taken.remaining;
+        tracing::warn!(vm = name, protector = protector.digest(), left, "started without the Host Guardian Service");
+        offline::note(&self.store.logs(name), protector, left)?;
+        events.say(
+            "offline",
+            format!("no Host Guardian Service answers: {name} starts with the key that this host kept ({left} such starts left)"),
+        );
+        let record = open_record_with(dir, current, &taken.key, protector)?;
+        check_record(spec, &record, current)?;
+        Ok(Opened { slot: current, key: taken.key, record, offline: true })
+    }
+
+    /// After a roll: keeps the new key if owner and fabric allow it, and nothing older in any case. A VM is not kept
+    /// from running because its next start would need the service.
+    async fn keep_offline_key(&self, dir: &VmDir, spec: &VmSpec, rolled: &Rolled, events: &Events) {
+        let Some(keys) = self.keys.offline_keys().filter(|_| self.keys.keeps_offline()) else {
+            return self.drop_offline_key(dir, spec).await;
+        };
+        if offline::allowed(&rolled.egress_protector) == 0 {
+            return self.drop_offline_key(dir, spec).await;
+        }
+        match keys.keep(dir, spec.id, rolled).await {
+            Ok(left) => events.say(
+                "offline",
+                format!("this host keeps the key of {}: {left} starts without the Host Guardian Service", dir.name()),
+            ),
+            Err(error) => {
+                tracing::warn!(vm = dir.name(), %error, causes = ?error.causes, "no key is kept for offline starts");
+                self.drop_offline_key(dir, spec).await;
+            }
+        }
+    }
+
+    async fn drop_offline_key(&self, dir: &VmDir, spec: &VmSpec) {
+        if let Some(keys) = self.keys.offline_keys()
+            && let Err(error) = keys.forget(dir, spec.id).await
+        {
+            tracing::warn!(vm = dir.name(), %error, causes = ?error.causes, "a kept key could not be forgotten");
+        }
+    }
+
+    /// Forgets a key that was kept for starts without the Host Guardian Service: the VM leaves this host, or goes back
+    /// to an earlier state.
+    ///
+    /// # Errors
+    /// When its file cannot be removed, or this host's TPM does not follow.
+    pub async fn forget_offline_key(&self, dir: &VmDir) -> Result<()> {
+        match self.keys.offline_keys() {
+            Some(keys) => keys.forget(dir, dir.spec()?.id).await,
+            None => Ok(()),
+        }
     }
 
     /// Moves a VM's sealed state into the next slot, under the egress key, and puts that in force.
@@ -438,12 +552,14 @@ impl Agent {
         let owner = protector.owner().signing_certificate();
         let mut state = PowerState::Off;
         let mut pid = None;
+        let mut started_offline = false;
         match self.cell(dir.name()).try_lock() {
             Err(_) => state = PowerState::Busy,
             Ok(mut live) => {
                 if let Some(live) = live.as_mut().filter(|live| live.running.is_alive()) {
                     state = PowerState::Running;
                     pid = Some(live.running.pid());
+                    started_offline = live.offline;
                 } else if let Some(orphan) = machine::find_qemu(spec.id) {
                     state = PowerState::Orphaned;
                     pid = Some(orphan);
@@ -465,6 +581,8 @@ impl Agent {
             owner: owner.common_name().to_owned(),
             owner_fingerprint: owner.fingerprint(),
             recovery: dir.hold()?,
+            offline: (self.keys.keeps_offline() && offline::allowed(&protector) > 0)
+                .then(|| OfflineStatus { remaining: offline::left(dir, &protector), started: started_offline }),
             pid,
         })
     }
@@ -496,6 +614,14 @@ async fn futures_join(futures: impl Iterator<Item = impl Future<Output = ()>>) {
     .await;
 }
 
+/// The slot that a VM starts from, and what opens it.
+struct Opened {
+    slot: u64,
+    key: TransportKey,
+    record: SealedRecord,
+    offline: bool,
+}
+
 /// A slot that was just put in force.
 pub struct Resealed {
     pub generation: u64,
@@ -512,8 +638,12 @@ fn console_refused(name: &str) -> Error {
 /// # Errors
 /// `Refused` when the record does not open or is not this VM's.
 pub fn open_record(dir: &VmDir, slot: u64, rolled: &Rolled, protector: &Protector) -> Result<SealedRecord> {
+    open_record_with(dir, slot, &rolled.ingress, protector)
+}
+
+fn open_record_with(dir: &VmDir, slot: u64, key: &TransportKey, protector: &Protector) -> Result<SealedRecord> {
     let id = dir.spec()?.id;
-    machine::state::open_record(&dir.slot(slot), &rolled.ingress, id, &protector.digest()).context(Kind::Refused, || {
+    machine::state::open_record(&dir.slot(slot), key, id, &protector.digest()).context(Kind::Refused, || {
         format!(
             "the sealed state of {} does not belong to its key protector: it was altered, or taken from another VM or time",
             dir.name()

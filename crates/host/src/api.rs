@@ -86,8 +86,20 @@ pub struct VmStatus {
     /// Set while a recovery holds the VM.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub recovery: Option<Hold>,
+    /// Set where the fabric and the owner let the VM start without the Host Guardian Service.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub offline: Option<OfflineStatus>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pid: Option<u32>,
+}
+
+/// Starts without the Host Guardian Service.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct OfflineStatus {
+    /// How many are left until the next start with it.
+    pub remaining: u32,
+    /// Whether the VM runs after such a start.
+    pub started: bool,
 }
 
 /// Why a VM must not be started, changed or deleted for now.

@@ -37,7 +37,7 @@ pub async fn vm_request(agent: &Agent, request: VmRequest, events: &Events) -> R
         }
         VmRequest::VmShow { name } => status(agent, &name)?,
         VmRequest::VmDelete { name } => {
-            agent.delete(&name)?;
+            agent.delete(&name).await?;
             json!({ "deleted": name })
         }
         VmRequest::VmConsole { name } => return Ok(Outcome::Stream(agent.console(&name).await?)),

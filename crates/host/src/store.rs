@@ -7,6 +7,7 @@
 //! STORE/vms/NAME/disk-0.qcow2   a disk, encrypted by the guest
 //! STORE/vms/NAME/hold.json      present while a recovery holds the VM
 //! STORE/vms/NAME/attached.json  disks attached for a recovery
+//! STORE/vms/NAME/offline.sealed a key for starts without the Host Guardian Service (crate::offline)
 //! ```
 //!
 //! A slot is written whole, flushed, and only then named by `current`: a crash in between leaves the old one

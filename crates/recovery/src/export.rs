@@ -70,6 +70,7 @@ pub(crate) async fn run(
             reason: format!("it is in recovery in {garage}; reinstate or abort the recovery first"),
             may_start: false,
         }))?;
+        agent.forget_offline_key(dvm.dir()).await?;
         journal.mark(Step::Held)?;
     }
     if !journal.done(Step::NestedOn) {
