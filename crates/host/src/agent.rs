@@ -312,6 +312,10 @@ impl Agent {
         }
         vm.refuse_orphan()?;
         let spec = vm.dir.spec()?;
+        if !spec.firmware.is_known() {
+            return Err(Error::new(Kind::Refused, format!("{name}: 'firmware' in vm.json is not the distribution's"))
+                .remedy("undo the edit: firmware measures the boot, and another one could give the guest's key away"));
+        }
         let current = vm.dir.current()?;
         let protector = vm.dir.protector(current)?;
         events.say("key-release", format!("asking for the key of {name}"));
