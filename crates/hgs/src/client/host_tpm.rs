@@ -11,6 +11,8 @@ use tempfile::TempDir;
 use tokio::process::Command;
 
 /// A hardware TPM takes up to half a minute for an RSA key.
+/// Where the tools are looked for: never where the caller's environment says.
+const PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
 const DEADLINE: Duration = Duration::from_secs(120);
 /// Far above anything the tools write for us.
 const MAX_OUTPUT: u64 = 64 << 10;
@@ -135,6 +137,7 @@ struct Tools<'a> {
 impl Tools<'_> {
     async fn run(&self, tool: &'static str, arguments: &[&str]) -> Result<()> {
         let mut command = Command::new(tool);
+        command.env("PATH", PATH);
         command.args(arguments).current_dir(self.folder).stdin(Stdio::null()).kill_on_drop(true);
         if let Some(tcti) = self.tcti {
             command.env("TPM2TOOLS_TCTI", tcti);
