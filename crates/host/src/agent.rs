@@ -366,7 +366,13 @@ impl Agent {
             &rolled.egress_protector.digest(),
         )
         .await
-        .context(Kind::Internal, || format!("cannot seal the state of {} again", dir.name()))?;
+        .context(Kind::Internal, || format!("cannot seal the state of {} again", dir.name()))
+        .or_next(|| {
+            format!(
+                "if {} was altered, or is another VM's or time's, put back what belongs there",
+                dir.slot(from).display()
+            )
+        })?;
         dir.write_protector(generation, &rolled.egress_protector)?;
         dir.switch_to(generation, from)?;
         Ok(Resealed { generation, record })
