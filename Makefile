@@ -11,13 +11,13 @@ ifneq ($(ROOT),)
 export CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER = $(ROOT)
 endif
 
-.PHONY: demo test build images bootstrap lint unit fuzz e2e bench-hgs bench-recovery
+.PHONY: demo test build images bootstrap lint unit fuzz test-attacks e2e bench-hgs bench-recovery
 
 demo: build images
 	$(ROOT) target/debug/drydock-demo
 
 # The slow end-to-end tests come last: what fails in seconds fails first.
-test: lint unit fuzz e2e
+test: lint unit fuzz test-attacks e2e
 
 bootstrap:
 	@scripts/bootstrap
@@ -42,8 +42,14 @@ fuzz: bootstrap
 		cargo build --workspace --locked --bin drydock-fuzz --features drydock-fuzz/libfuzzer
 	fuzz/run
 
+# Every row of docs/threat-model.md that needs real processes. Ends with `N passed, N failed`.
+test-attacks: build images
+	@cargo test --quiet --package drydock-tests --locked --test attacks
+
+# All other targets of the bench, by their files.
 e2e: build images
-	cargo test --package drydock-tests --locked -- --nocapture --test-threads 1
+	cargo test --package drydock-tests --locked --lib --bins \
+		$(patsubst tests/tests/%.rs,--test %,$(wildcard tests/tests/*.rs)) -- --nocapture --test-threads 1
 
 # What the Host Guardian Service does in a second, beside openssl's private-key operations in the same run.
 bench-hgs: bootstrap

@@ -5,6 +5,7 @@ pub mod blank;
 pub mod console;
 pub mod denial;
 pub mod garage;
+pub mod host;
 pub mod images;
 pub mod process;
 pub mod report;

@@ -196,8 +196,9 @@ impl World {
     }
 
     fn run_agent(&mut self, nodes: &[&str], more: &[&str], variables: &[(&str, &str)]) -> Result<()> {
-        let mut command = self.inside(&drydock()?);
-        command.envs(variables.iter().copied());
+        // The variables are the agent's, not those of the programs that lead to it.
+        let mut command = self.inside(Path::new("env"));
+        command.args(variables.iter().map(|(name, value)| format!("{name}={value}"))).arg(drydock()?);
         command.args(["host", "serve"]).args(nodes.iter().flat_map(|url| ["--hgs", url])).arg("--hgs-ca");
         command.arg(self.fabric("hgs/hgs-ca.pem")).arg("--store").arg(self.store());
         command.arg("--socket").arg(self.socket()).args(more);

@@ -93,6 +93,12 @@ fn grant(request: &Path, owner: Owner, target: Option<PathBuf>, yes: bool, out: 
     let what = request.display().to_string();
     let keyring = Keyring::open(owner.folder.guardians)?;
     let checked = recovery::documents::read_request(&what, &keyring::read(request)?, &keyring.garages()?, now)?;
+    recovery::grant::check(&what, &checked, &keyring.public(&owner.owner)?, now)?;
+    let target = target.unwrap_or_else(|| PathBuf::from(format!("{}.recovery-grant", checked.request.vm_name)));
+    if target.exists() {
+        return Err(Error::new(Kind::WrongState, format!("{} exists already", target.display()))
+            .remedy("name another file with --out"));
+    }
     let summary = recovery::grant::summary(&checked);
     out.note(&format!(
         "This request asks you to let a repair garage open your VM:\n  \
@@ -112,11 +118,6 @@ fn grant(request: &Path, owner: Owner, target: Option<PathBuf>, yes: bool, out: 
     }
     let keys = keyring.private(&owner.owner, owner.passphrase_fd)?;
     let document = recovery::grant::issue(&what, &checked, &keys, now)?;
-    let target = target.unwrap_or_else(|| PathBuf::from(format!("{}.recovery-grant", summary.vm_name)));
-    if target.exists() {
-        return Err(Error::new(Kind::WrongState, format!("{} exists already", target.display()))
-            .remedy("name another file with --out"));
-    }
     // A grant that was not given is not left lying about, nor in the way of the next try.
     write(&target, &document).inspect_err(|_| drop(std::fs::remove_file(&target)))?;
     out.result(&json!({ "grant": target, "summary": summary }), || {

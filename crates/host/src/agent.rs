@@ -328,6 +328,10 @@ impl Agent {
         }
         vm.refuse_orphan()?;
         let spec = vm.dir.spec()?;
+        if !spec.firmware.is_known() {
+            return Err(Error::new(Kind::Refused, format!("{name}: 'firmware' in vm.json is not the distribution's"))
+                .remedy("undo the edit: firmware measures the boot, and another one could give the guest's key away"));
+        }
         let current = vm.dir.current()?;
         let protector = vm.dir.protector(current)?;
         events.say("key-release", format!("asking for the key of {name}"));
@@ -478,11 +482,15 @@ impl Agent {
         .await
         .map_err(|error| {
             let message = format!("cannot seal the state of {} again", dir.name());
+            let slot = dir.slot(from);
             match error.kind() {
                 "vars-format" | "vars-sealed" => Error::new(Kind::BadInput, message)
                     .caused_by(&error)
-                    .remedy("the UEFI variables were damaged or altered outside drydock; restore them"),
-                _ => Error::new(Kind::Internal, message).caused_by(&error),
+                    .remedy(format!("the UEFI variables in {} were damaged or altered; restore them", slot.display())),
+                _ => Error::new(Kind::Internal, message).caused_by(&error).remedy(format!(
+                    "if {} was altered, or is another VM's or time's, put back what belongs there",
+                    slot.display()
+                )),
             }
         })?;
         dir.write_protector(generation, &rolled.egress_protector)?;

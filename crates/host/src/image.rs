@@ -28,7 +28,7 @@ pub struct ImageInfo {
 /// `BadInput` when it is no image QEMU knows, or one that names other files: a header written by a tenant must
 /// not make the agent read what the tenant cannot.
 pub async fn info(path: &Path) -> Result<ImageInfo> {
-    let output = Command::new("qemu-img")
+    let output = qemu_img()
         .args(["info", "--output=json"])
         .arg(path)
         .stdin(Stdio::null())
@@ -72,7 +72,7 @@ impl ImageInfo {
 /// `BadInput`, `Interrupted`, or `Internal` with what qemu-img said.
 pub async fn import(source: &Path, target: &Path, events: &Events) -> Result<ImageInfo> {
     let info = info(source).await?;
-    let mut child = Command::new("qemu-img")
+    let mut child = qemu_img()
         .args(["convert", "-p", "-f", &info.format, "-O", "qcow2"])
         .args([source, target])
         .stdin(Stdio::null())
@@ -112,6 +112,13 @@ pub async fn import(source: &Path, target: &Path, events: &Events) -> Result<Ima
         return Err(Error::new(Kind::Internal, format!("qemu-img cannot copy {name}: {}", said.trim())));
     }
     Ok(info)
+}
+
+/// The distribution's, whatever the agent's environment says.
+fn qemu_img() -> Command {
+    let mut command = Command::new("qemu-img");
+    command.env_clear().env("PATH", machine::PATH).env("LC_ALL", "C");
+    command
 }
 
 /// `qemu-img -p` prints `    (12.34/100%)` and returns to the start of the line.

@@ -14,7 +14,7 @@ use command_fds::{CommandFdExt, FdMapping};
 use raw_cpuid::{CpuId, Hypervisor};
 use serde::{Deserialize, Serialize};
 
-use crate::process::QEMU;
+use crate::process::{PATH, QEMU};
 
 /// What executes the guest's instructions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -157,6 +157,8 @@ fn run_tiny_guest(machine: &str, deadline: Duration) -> Result<(), String> {
     let bios = memory_file(&tiny_bios()).map_err(|e| format!("no memory file: {e}"))?;
     let mut command = Command::new(QEMU);
     command
+        .env_clear()
+        .env("PATH", PATH)
         .args(["-nodefaults", "-no-user-config", "-display", "none", "-m", "16"])
         .args(["-machine", machine, "-bios", "/dev/fd/3"])
         .args(["-device", "isa-debug-exit,iobase=0xf4,iosize=0x4"])

@@ -35,6 +35,7 @@ pub mod tap;
 
 pub use error::Error;
 pub use orphan::{end_orphan, find_qemu};
+pub use process::PATH;
 pub use running::{Exit, Running, StartOptions};
 pub use spec::{Backing, DiskFormat, DiskSpec, Firmware, NicSpec, Policy, VmSpec};
 

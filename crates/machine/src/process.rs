@@ -26,7 +26,7 @@ pub(crate) const IP: &str = "ip";
 
 const SETPRIV: &str = "setpriv";
 /// Where programs are looked for: never where the caller's environment says.
-const PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
+pub const PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// A guest can make QEMU write warnings; a log file stops growing here (bytes).
 const MAX_LOG: usize = 1 << 20;

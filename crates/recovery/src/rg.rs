@@ -7,7 +7,7 @@ use garage::container::{self, Format, Source};
 use garage::device::Places;
 use garage::{Bundle, Cancel, Contents as RawContents, Device as RawDevice, Direction, Layout, Manifest, Mode};
 use host::VmLock;
-use host::error::{Context, Error, Kind, Result};
+use host::error::{Context, Error, Kind, Next, Result};
 use host::store::VmDir;
 use host::wire::Events;
 use key_protector::Protector;
@@ -421,8 +421,11 @@ impl Contents {
                     .remedy("have the owner run `drydock recovery finish` in the garage"));
             }
         };
-        let shape: Shape = serde_json::from_str(&manifest.spec).context(Kind::BadInput, || bad("spec"))?;
-        let protector = Protector::parse(&manifest.protector).context(Kind::BadInput, || bad("protector"))?;
+        let again = || "it was altered or damaged after `recovery finish`; abort and start again".to_owned();
+        let shape: Shape =
+            serde_json::from_str(&manifest.spec).context(Kind::BadInput, || bad("spec")).or_next(again)?;
+        let protector =
+            Protector::parse(&manifest.protector).context(Kind::BadInput, || bad("protector")).or_next(again)?;
         Ok(Handback {
             recovery_id: manifest.recovery_id,
             mode: manifest.mode,

@@ -16,6 +16,8 @@ use zeroize::Zeroizing;
 
 pub use seal::{Counter, Sealed};
 
+/// Where the tools are looked for: never where the caller's environment says.
+const PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
 /// A hardware TPM takes up to half a minute for an RSA key.
 const DEADLINE: Duration = Duration::from_secs(120);
 /// Far above anything the tools write for us.
@@ -148,6 +150,7 @@ impl Tools<'_> {
     /// Gives the tool `input`, a few bytes, and returns what it says.
     async fn pipe(&self, tool: &'static str, arguments: &[&str], input: &[u8]) -> Result<Zeroizing<Vec<u8>>> {
         let mut command = Command::new(tool);
+        command.env("PATH", PATH);
         command.args(arguments).current_dir(self.folder).kill_on_drop(true);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         if let Some(tcti) = self.tcti {
