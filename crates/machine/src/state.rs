@@ -10,17 +10,18 @@
 
 use std::ffi::OsString;
 use std::fs::{DirBuilder, File, OpenOptions};
-use std::io::{Read, Write};
+use std::io::{Read, Seek, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use key_protector::TransportKey;
 use uuid::Uuid;
 
-use crate::process::{Program, QEMU_IMG, secret_pipe};
+use crate::process::{Program, QEMU_IMG, Rights, secret_pipe};
 use crate::record::{self, SealedRecord};
 use crate::spec::Firmware;
+use crate::user::{Pair, User};
 use crate::{Error, Result, swtpm};
 
 /// HKDF label of the passphrase of the UEFI variables.
@@ -31,6 +32,8 @@ pub const VARS: &str = "vars.luks";
 pub const VTPM: &str = "vtpm";
 
 const DEADLINE: Duration = Duration::from_secs(120);
+/// Far more than any firmware has (bytes).
+const MAX_VARS: u64 = 64 << 20;
 /// The passphrase is a random key; stretching it protects nothing and costs seconds (milliseconds
 /// of PBKDF2, QEMU's `iter-time`).
 const ITER_TIME_MS: u32 = 10;
@@ -50,11 +53,11 @@ pub async fn create(
     let sealed = record.seal(key, protector_digest)?;
     make_empty_dir(slot)?;
     let vars = slot.join(VARS);
-    let source = Source { options: file_options("raw", &firmware.vars_template)?, key: None };
-    convert_vars(source, &vars, key).await?;
+    let user = Pair::of(record.vm_id)?.swtpm;
+    convert_vars(Source::Template(&firmware.vars_template), &vars, key, user).await?;
     let vtpm = slot.join(VTPM);
     make_empty_dir(&vtpm)?;
-    swtpm::manufacture(&vtpm, key).await?;
+    swtpm::manufacture(&vtpm, user, key).await?;
     finish(slot, &sealed)
 }
 
@@ -88,12 +91,11 @@ pub async fn reseal(
 ) -> Result<()> {
     let sealed = new_record.seal(to_key, new_protector_digest)?;
     make_empty_dir(to)?;
-    let source =
-        Source { options: format!("{},key-secret=from", file_options("luks", &from.join(VARS))?), key: Some(from_key) };
-    convert_vars(source, &to.join(VARS), to_key).await?;
+    let user = Pair::of(new_record.vm_id)?.swtpm;
+    convert_vars(Source::Sealed(&from.join(VARS), from_key), &to.join(VARS), to_key, user).await?;
     let vtpm = to.join(VTPM);
     make_empty_dir(&vtpm)?;
-    swtpm::reseal(&from.join(VTPM), from_key, &vtpm, to_key).await?;
+    swtpm::reseal(&from.join(VTPM), from_key, &vtpm, to_key, user).await?;
     finish(to, &sealed)
 }
 
@@ -128,45 +130,67 @@ fn make_empty_dir(path: &Path) -> Result<()> {
     }
 }
 
-/// Where variables come from: QEMU image options, and the key if they are encrypted.
-struct Source<'a> {
-    options: String,
-    key: Option<&'a TransportKey>,
+/// Where variables come from.
+enum Source<'a> {
+    Template(&'a Path),
+    Sealed(&'a Path, &'a TransportKey),
 }
 
-/// QEMU image options for a file. In these, a comma is doubled.
-fn file_options(driver: &str, path: &Path) -> Result<String> {
-    let absolute = std::path::absolute(path).map_err(Error::io("find", path))?;
-    let text = absolute.to_str().ok_or(Error::Spec { field: "path", reason: "is not UTF-8".into() })?;
-    let escaped = text.replace(',', ",,");
-    Ok(format!("driver={driver},file.driver=file,file.filename={escaped}"))
-}
-
-async fn convert_vars(source: Source<'_>, to: &Path, to_key: &TransportKey) -> Result<()> {
-    const TO_FD: i32 = 3;
-    const FROM_FD: i32 = 4;
-    let to: PathBuf = std::path::absolute(to).map_err(Error::io("find", to))?;
-    // Made here so that it is never readable by others; qemu-img keeps the mode.
-    OpenOptions::new().write(true).create_new(true).mode(0o600).open(&to).map_err(Error::io("create", &to))?;
-    let mut fds = vec![(vars_secret(to_key)?, TO_FD)];
+/// Runs qemu-img on copies in memory: what it reads may be hostile, so its user can open no file of the store.
+async fn convert_vars(source: Source<'_>, to: &Path, to_key: &TransportKey, user: User) -> Result<()> {
+    const TO_KEY_FD: i32 = 3;
+    const FROM_KEY_FD: i32 = 4;
+    const FROM_FD: i32 = 5;
+    const TO_FD: i32 = 6;
+    let mut target =
+        OpenOptions::new().write(true).create_new(true).mode(0o600).open(to).map_err(Error::io("create", to))?;
     let mut args: Vec<OsString> = ["convert", "-O", "luks"].map(Into::into).to_vec();
-    let mut option = |name: &str, value: OsString| {
+    let mut option = |name: &str, value: String| {
         args.push(name.into());
-        args.push(value);
+        args.push(value.into());
     };
-    option("--object", format!("secret,id=to,file=/dev/fd/{TO_FD}").into());
-    if let Some(key) = source.key {
-        fds.push((vars_secret(key)?, FROM_FD));
-        option("--object", format!("secret,id=from,file=/dev/fd/{FROM_FD}").into());
+    option("--object", format!("secret,id=to,file=/dev/fd/{TO_KEY_FD}"));
+    let mut fds = vec![(vars_secret(to_key, user)?, TO_KEY_FD)];
+    let (path, mut options) = match source {
+        Source::Template(path) => (path, "driver=raw".to_owned()),
+        Source::Sealed(path, key) => {
+            fds.push((vars_secret(key, user)?, FROM_KEY_FD));
+            option("--object", format!("secret,id=from,file=/dev/fd/{FROM_KEY_FD}"));
+            (path, "driver=luks,key-secret=from".to_owned())
+        }
+    };
+    options += &format!(",file.driver=file,file.filename=/dev/fd/{FROM_FD}");
+    option("-o", format!("key-secret=to,iter-time={ITER_TIME_MS}"));
+    args.extend(["--image-opts".into(), options.into(), format!("/dev/fd/{TO_FD}").into()]);
+    let mut converted = memory_file(user)?;
+    fds.push((copy_of(path, user)?.into(), FROM_FD));
+    fds.push((converted.try_clone().map_err(Error::system("share a memory file"))?.into(), TO_FD));
+    let rights = Some(Rights { user, kvm: false, hidden: &[] });
+    Program { name: QEMU_IMG, rights, args, fds, current_dir: None, log: None }.spawn()?.finish(DEADLINE).await?;
+    converted.rewind().map_err(Error::system("read a memory file"))?;
+    std::io::copy(&mut converted, &mut target).map(drop).map_err(Error::io("write", to))
+}
+
+fn copy_of(path: &Path, user: User) -> Result<File> {
+    let file = File::open(path).map_err(Error::io("open", path))?;
+    let mut copy = memory_file(user)?;
+    let length = std::io::copy(&mut file.take(MAX_VARS + 1), &mut copy).map_err(Error::io("read", path))?;
+    if length > MAX_VARS {
+        return Err(Error::io("use", path)(std::io::ErrorKind::FileTooLarge.into()));
     }
-    option("-o", format!("key-secret=to,iter-time={ITER_TIME_MS}").into());
-    args.push("--image-opts".into());
-    args.push(source.options.into());
-    args.push(to.into());
-    Program { name: QEMU_IMG, args, fds, current_dir: None, log: None }.spawn()?.finish(DEADLINE).await
+    Ok(copy)
+}
+
+/// A file without a name that `user` may open.
+fn memory_file(user: User) -> Result<File> {
+    use rustix::fs::{MemfdFlags, Mode, fchmod, memfd_create};
+    let file = memfd_create("drydock-vars", MemfdFlags::CLOEXEC).map_err(Error::system("make a memory file"))?;
+    fchmod(&file, Mode::RUSR | Mode::WUSR).map_err(Error::system("close a memory file to others"))?;
+    user.own_descriptor(&file)?;
+    Ok(file.into())
 }
 
 /// A pipe with the passphrase of the UEFI variables. LUKS in QEMU wants text, hence hex.
-pub(crate) fn vars_secret(key: &TransportKey) -> Result<std::os::fd::OwnedFd> {
-    secret_pipe(key.derive(VARS_LABEL).hex().as_bytes())
+pub(crate) fn vars_secret(key: &TransportKey, user: User) -> Result<std::os::fd::OwnedFd> {
+    secret_pipe(key.derive(VARS_LABEL).hex().as_bytes(), user)
 }

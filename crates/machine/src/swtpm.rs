@@ -8,8 +8,9 @@ use std::time::Duration;
 use key_protector::TransportKey;
 use tokio::net::UnixStream;
 
-use crate::process::{Process, Program, SWTPM, secret_pipe};
+use crate::process::{Process, Program, Rights, SWTPM, secret_pipe};
 use crate::swtpm_ctrl::Control;
+use crate::user::User;
 use crate::{Error, Result};
 
 /// HKDF label of the vTPM's state key.
@@ -41,11 +42,20 @@ pub(crate) fn argv() -> Vec<String> {
     .to_vec()
 }
 
-/// Starts swtpm on the state in `dir`; `control` is its end of a socket pair.
-pub(crate) fn spawn(dir: &Path, key: &TransportKey, control: OwnedFd, log: Option<PathBuf>) -> Result<Process> {
-    let key = secret_pipe(key.derive(LABEL).expose())?;
+/// Starts swtpm on the state in `dir`, which becomes its user's; `control` is its end of a socket pair. The folders
+/// above stay closed to it: it starts inside.
+pub(crate) fn spawn(
+    dir: &Path,
+    rights: Rights<'_>,
+    key: &TransportKey,
+    control: OwnedFd,
+    log: Option<PathBuf>,
+) -> Result<Process> {
+    rights.user.own(dir)?;
+    let key = secret_pipe(key.derive(LABEL).expose(), rights.user)?;
     Program {
         name: SWTPM,
+        rights: Some(rights),
         args: argv().into_iter().map(Into::into).collect(),
         fds: vec![(control, CONTROL_FD), (key, KEY_FD)],
         current_dir: Some(dir),
@@ -63,8 +73,8 @@ pub(crate) fn require_state(dir: &Path) -> Result<()> {
 }
 
 /// Makes a new TPM in the empty directory `dir`.
-pub(crate) async fn manufacture(dir: &Path, key: &TransportKey) -> Result<()> {
-    let mut tpm = Offline::start(dir, key)?;
+pub(crate) async fn manufacture(dir: &Path, user: User, key: &TransportKey) -> Result<()> {
+    let mut tpm = Offline::start(dir, user, key)?;
     let done = tpm.control.init().await;
     tpm.stop(done).await?;
     require_state(dir)
@@ -72,15 +82,21 @@ pub(crate) async fn manufacture(dir: &Path, key: &TransportKey) -> Result<()> {
 
 /// Copies the TPM in `from` into the empty directory `to`, under another key. Only the permanent
 /// state: a VM that is off has no other.
-pub(crate) async fn reseal(from: &Path, from_key: &TransportKey, to: &Path, to_key: &TransportKey) -> Result<()> {
+pub(crate) async fn reseal(
+    from: &Path,
+    from_key: &TransportKey,
+    to: &Path,
+    to_key: &TransportKey,
+    user: User,
+) -> Result<()> {
     require_state(from)?;
-    let mut old = Offline::start(from, from_key)?;
+    let mut old = Offline::start(from, user, from_key)?;
     let state = match old.control.init().await {
         Ok(()) => old.control.permanent_state().await,
         Err(error) => Err(error),
     };
     let state = old.stop(state).await?;
-    let mut new = Offline::start(to, to_key)?;
+    let mut new = Offline::start(to, user, to_key)?;
     let done = match new.control.set_permanent_state(&state).await {
         Ok(()) => new.control.init().await,
         Err(error) => Err(error),
@@ -96,11 +112,12 @@ struct Offline {
 }
 
 impl Offline {
-    fn start(dir: &Path, key: &TransportKey) -> Result<Self> {
+    fn start(dir: &Path, user: User, key: &TransportKey) -> Result<Self> {
         let (ours, theirs) = StdStream::pair().map_err(Error::system("make a socket pair"))?;
         ours.set_nonblocking(true).map_err(Error::system("set up a socket"))?;
         let control = UnixStream::from_std(ours).map_err(Error::system("set up a socket"))?;
-        Ok(Self { process: spawn(dir, key, theirs.into(), None)?, control: Control::new(control) })
+        let rights = Rights { user, kvm: false, hidden: &[] };
+        Ok(Self { process: spawn(dir, rights, key, theirs.into(), None)?, control: Control::new(control) })
     }
 
     /// Ends swtpm in order. After a failure its own words say more than the lost connection.

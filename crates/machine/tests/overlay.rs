@@ -41,7 +41,12 @@ async fn an_overlay_is_merged_into_every_format_while_the_vm_runs() {
         let (key, slot) = (TransportKey::generate(), sandbox.path("slot"));
         let record = SealedRecord::new(&spec, 1);
         state::create(&slot, &key, &record, &"c".repeat(64), &spec.firmware).await.unwrap();
-        let options = || StartOptions { accel: verdict(Accel::Tcg), log_dir: sandbox.path("log"), console: false };
+        let options = || StartOptions {
+            accel: verdict(Accel::Tcg),
+            log_dir: sandbox.path("log"),
+            console: false,
+            hidden: Vec::new(),
+        };
         let running = Running::start(&spec, &slot, &key, &record, options()).await.unwrap();
         assert_eq!(std::fs::read(&base).unwrap(), before, "{driver}: a start writes into the image below");
 
@@ -52,7 +57,7 @@ async fn an_overlay_is_merged_into_every_format_while_the_vm_runs() {
             .merge_overlay("root", |_, _| (), || Err(Error::Merge { reason: "the disk is full".into() }))
             .await
             .unwrap_err();
-        assert!(unwritten.to_string().contains("the disk is full"));
+        assert!(unwritten.to_string().contains("the disk is full"), "{unwritten}");
         assert!(running.is_alive() && running.is_unsettled("root"));
         let mut settled = false;
         running
@@ -99,7 +104,8 @@ async fn an_overlay_that_does_not_fit_is_kept_and_the_vm_goes_on() {
     let (key, slot) = (TransportKey::generate(), sandbox.path("slot"));
     let record = SealedRecord::new(&spec, 1);
     state::create(&slot, &key, &record, &"c".repeat(64), &spec.firmware).await.unwrap();
-    let options = StartOptions { accel: verdict(Accel::Tcg), log_dir: sandbox.path("log"), console: false };
+    let options =
+        StartOptions { accel: verdict(Accel::Tcg), log_dir: sandbox.path("log"), console: false, hidden: Vec::new() };
     let running = Running::start(&spec, &slot, &key, &record, options).await.unwrap();
     let full = running
         .merge_overlay("root", |_, _| (), || -> Result<(), Error> { panic!("settled, although nothing was merged") })
