@@ -89,7 +89,12 @@ pub(crate) enum Vm {
     /// List the VMs of this host.
     List,
     /// Show one VM.
-    Show { name: String },
+    Show {
+        name: String,
+        /// Show what it exposes while it runs (users, sockets, files, devices), as kernel and QEMU say now.
+        #[arg(long)]
+        proof: bool,
+    },
     /// Delete a VM and its disks.
     Delete {
         name: String,
