@@ -90,7 +90,12 @@ pub(crate) enum Vm {
     /// List the VMs of this host.
     List,
     /// Show one VM.
-    Show { name: String },
+    Show {
+        name: String,
+        /// Show what it exposes while it runs (users, sockets, files, devices), as kernel and QEMU say now.
+        #[arg(long)]
+        proof: bool,
+    },
     /// Change a VM's policy, where its owner's or a granted guardian's private key is: in local mode, never on a
     /// guarded host.
     SetPolicy {

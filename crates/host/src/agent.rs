@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use key_protector::{Protector, Rolled, TransportKey};
 use machine::accel::Chooser;
+use machine::proof::Proof;
 use machine::record::SealedRecord;
 use machine::{DiskSpec, Policy, Running, StartOptions, VmSpec};
 use tokio::sync::OwnedMutexGuard;
@@ -360,10 +361,10 @@ impl Agent {
             accel,
             log_dir: self.store.logs(&name),
             console: record.policy == Policy::EncryptionSupported,
+            hidden: vec![self.store.root().to_path_buf()],
         };
-        let mut running = Running::start(&spec, &vm.dir.slot(slot), &key, &record, options)
-            .await
-            .context(Kind::Internal, || format!("{name} did not start"))?;
+        let started = Running::start(&spec, &vm.dir.slot(slot), &key, &record, options).await;
+        let mut running = started.map_err(|error| not_started(&name, &error))?;
         let console = running.take_console().map(Console::spawn);
         *vm.live = Some(Live { running, policy: record.policy, console, offline });
         Ok(())
@@ -496,6 +497,22 @@ impl Agent {
         dir.write_protector(generation, &rolled.egress_protector)?;
         dir.switch_to(generation, from)?;
         Ok(Resealed { generation, record })
+    }
+
+    /// What a running VM exposes, found out now.
+    ///
+    /// # Errors
+    /// `WrongState` when it does not run under this agent.
+    pub async fn proof(&self, name: &str) -> Result<Proof> {
+        let mut vm = self.lock(name)?;
+        vm.refuse_orphan()?;
+        if vm.is_running()
+            && let Some(live) = &*vm.live
+        {
+            return live.running.proof().await.context(Kind::Internal, || format!("cannot look at {name}"));
+        }
+        Err(Error::new(Kind::WrongState, format!("{name} is off, and exposes nothing"))
+            .remedy(format!("drydock vm start {name}")))
     }
 
     /// A stream to the console, for the policies that have one.
@@ -634,6 +651,17 @@ struct Opened {
 pub struct Resealed {
     pub generation: u64,
     pub record: SealedRecord,
+}
+
+/// Why a VM did not start. That it exposes too much is a refusal, and no fault of its files.
+fn not_started(name: &str, error: &machine::Error) -> Error {
+    let message = format!("{name} did not start");
+    match error {
+        machine::Error::Exposed { .. } => Error::new(Kind::Refused, message).caused_by(error).remedy(
+            "what was found contradicts what every VM is started with: look for other programs of these names, or              for what changed on this host; drydock doctor",
+        ),
+        _ => Error::new(Kind::Internal, message).caused_by(error),
+    }
 }
 
 fn console_refused(name: &str) -> Error {

@@ -24,6 +24,10 @@ pub enum VmRequest {
     VmShow {
         name: String,
     },
+    /// What a running VM exposes; answered with a [`machine::proof::Proof`].
+    VmProof {
+        name: String,
+    },
     VmDelete {
         name: String,
     },

@@ -36,6 +36,7 @@ pub async fn vm_request(agent: &Agent, request: VmRequest, events: &Events) -> R
             Value::Array(all)
         }
         VmRequest::VmShow { name } => status(agent, &name)?,
+        VmRequest::VmProof { name } => to_value(&agent.proof(&name).await?)?,
         VmRequest::VmDelete { name } => {
             agent.delete(&name).await?;
             json!({ "deleted": name })

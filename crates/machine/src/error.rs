@@ -72,6 +72,9 @@ pub enum Error {
     /// A device that the policy forbids was asked for or found.
     #[error("the policy forbids {what}")]
     Policy { what: String },
+    /// A VM that was just started exposes what none may; it was ended again.
+    #[error("it exposes more than it may: {what}")]
+    Exposed { what: String },
     /// A virtual switch cannot be used.
     #[error("the virtual switch {name} {reason}")]
     Switch { name: String, reason: String },
@@ -115,6 +118,7 @@ impl Error {
             Self::DiskImage { .. } => "disk-image",
             Self::Firmware => "no-firmware",
             Self::Policy { .. } => "policy",
+            Self::Exposed { .. } => "exposed",
             Self::Switch { .. } => "switch",
             Self::NoFreePort => "no-free-port",
             Self::DiskAttachment { .. } => "disk-attachment",

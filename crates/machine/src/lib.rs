@@ -10,6 +10,8 @@
 //! | [`qemu`] | typed spec to QEMU command line; pure |
 //! | [`disk`] | what a disk image must not bring along, and its description for QEMU |
 //! | [`tap`] | a VM's port on a virtual switch |
+//! | [`user`], [`view`] | who QEMU and swtpm run as, and what they see of the file system |
+//! | [`proof`] | what a running VM exposes, as kernel and QEMU say |
 //! | [`running`] | a live VM; its overlays merged while it runs |
 //!
 //! Secrets reach the child processes through pipes that they inherit, never through an argument,
@@ -23,6 +25,7 @@ mod merge;
 mod orphan;
 mod policy_nv;
 mod process;
+pub mod proof;
 pub mod qemu;
 mod qmp;
 pub mod record;
@@ -32,6 +35,8 @@ pub mod state;
 mod swtpm;
 mod swtpm_ctrl;
 pub mod tap;
+pub mod user;
+pub mod view;
 
 pub use error::Error;
 pub use orphan::{end_orphan, find_qemu};

@@ -4,12 +4,16 @@
 //! Protocol: docs/interop/qmp-spec.rst in QEMU's sources.
 
 use std::collections::HashMap;
+use std::io::IoSlice;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use serde::Deserialize;
 use serde_json::{Value, json};
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Interest};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{broadcast, oneshot};
@@ -27,8 +31,16 @@ const ANSWER: Duration = Duration::from_secs(60);
 pub(crate) enum Command {
     Capabilities,
     QueryStatus,
+    QueryKvm,
+    QueryVersion,
+    QueryNamedBlockNodes,
+    QueryBlockExports,
+    QomList,
     QueryChardev,
     SystemPowerdown,
+    AddFd,
+    RemoveFd,
+    GetFd,
     BlockdevAdd,
     BlockdevDel,
     DeviceAdd,
@@ -47,9 +59,17 @@ impl Command {
     fn name(self) -> &'static str {
         match self {
             Self::Capabilities => "qmp_capabilities",
+            Self::QueryKvm => "query-kvm",
+            Self::QueryVersion => "query-version",
+            Self::QueryNamedBlockNodes => "query-named-block-nodes",
+            Self::QueryBlockExports => "query-block-exports",
+            Self::QomList => "qom-list",
             Self::QueryStatus => "query-status",
             Self::QueryChardev => "query-chardev",
             Self::SystemPowerdown => "system_powerdown",
+            Self::AddFd => "add-fd",
+            Self::RemoveFd => "remove-fd",
+            Self::GetFd => "getfd",
             Self::BlockdevAdd => "blockdev-add",
             Self::BlockdevDel => "blockdev-del",
             Self::DeviceAdd => "device_add",
@@ -117,6 +137,28 @@ impl Qmp {
 
     /// Runs one command.
     pub(crate) async fn execute(&self, command: Command, arguments: Value) -> Result<Value> {
+        self.execute_with(command, arguments, None).await
+    }
+
+    /// Gives QEMU a file for a descriptor set. [`Qmp::release`] takes it back once it is in use.
+    pub(crate) async fn add_fd(&self, set: usize, file: OwnedFd) -> Result<()> {
+        let arguments = json!({"fdset-id": set});
+        self.execute_with(Command::AddFd, arguments, Some(file)).await.map(drop)
+    }
+
+    /// Closes what a descriptor set keeps open beside the block nodes that use it: a node that is gone then leaves
+    /// its image, and the locks on it.
+    pub(crate) async fn release(&self, set: usize) -> Result<()> {
+        self.execute(Command::RemoveFd, json!({"fdset-id": set})).await.map(drop)
+    }
+
+    /// Runs one command. The descriptor travels along with its first byte.
+    pub(crate) async fn execute_with(
+        &self,
+        command: Command,
+        arguments: Value,
+        descriptor: Option<OwnedFd>,
+    ) -> Result<Value> {
         let (sender, receiver) = oneshot::channel();
         {
             let mut guard = self.writer.lock().await;
@@ -134,7 +176,14 @@ impl Qmp {
             })
             .to_string();
             line.push('\n');
-            writer.write_all(line.as_bytes()).await.map_err(|_| Error::QmpClosed)?;
+            let sent = match descriptor {
+                None => 0,
+                Some(descriptor) => {
+                    send_with(writer, line.as_bytes(), &descriptor).await.map_err(|_| Error::QmpClosed)?
+                }
+            };
+            let rest = line.as_bytes().get(sent..).unwrap_or_default();
+            writer.write_all(rest).await.map_err(|_| Error::QmpClosed)?;
         }
         match tokio::time::timeout(ANSWER, receiver).await {
             Err(_) => Err(Error::Deadline { what: command.name(), seconds: ANSWER.as_secs() }),
@@ -157,6 +206,23 @@ impl Drop for Qmp {
     fn drop(&mut self) {
         self.reader.abort();
     }
+}
+
+/// How much of `bytes` was sent, with the descriptor.
+async fn send_with(writer: &OwnedWriteHalf, bytes: &[u8], descriptor: &OwnedFd) -> std::io::Result<usize> {
+    let socket: &UnixStream = writer.as_ref();
+    let descriptors = [descriptor.as_fd()];
+    socket
+        .async_io(Interest::WRITABLE, || {
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+            let mut control = SendAncillaryBuffer::new(&mut space);
+            if !control.push(SendAncillaryMessage::ScmRights(&descriptors)) {
+                return Err(std::io::ErrorKind::InvalidInput.into());
+            }
+            let sent = sendmsg(socket, &[IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL)?;
+            Ok(sent)
+        })
+        .await
 }
 
 fn lock(pending: &SharedPending) -> std::sync::MutexGuard<'_, Pending> {

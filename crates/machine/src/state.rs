@@ -20,6 +20,7 @@ use zeroize::Zeroizing;
 use crate::process::secret_pipe;
 use crate::record::{self, SealedRecord};
 use crate::spec::Firmware;
+use crate::user::{Pair, User};
 use crate::{Error, Result, luks, swtpm};
 
 /// HKDF label of the passphrase of the UEFI variables.
@@ -47,7 +48,7 @@ pub async fn create(
     blocking(move || write_vars(&read_bounded(&template, luks::MAX_LEN)?, &vars, &passphrase)).await?;
     let vtpm = slot.join(VTPM);
     make_empty_dir(&vtpm)?;
-    swtpm::manufacture(&vtpm, key, record.policy).await?;
+    swtpm::manufacture(&vtpm, Pair::of(record.vm_id)?.swtpm, key, record.policy).await?;
     finish(slot, &sealed)
 }
 
@@ -80,8 +81,9 @@ pub async fn reseal(
     let (old, new) = ((from.join(VARS), vars_passphrase(from_key)), (to.join(VARS), vars_passphrase(to_key)));
     let vars = blocking(move || write_vars(&read_vars(&old.0, &old.1)?, &new.0, &new.1));
     let from_vtpm = from.join(VTPM);
+    let user = Pair::of(new_record.vm_id)?.swtpm;
     // Beside each other; and both to their end, so that a failure leaves nobody who still writes into the slot.
-    let (vars, vtpm) = tokio::join!(vars, swtpm::reseal(&from_vtpm, from_key, &vtpm, to_key, new_record.policy));
+    let (vars, vtpm) = tokio::join!(vars, swtpm::reseal(&from_vtpm, from_key, &vtpm, to_key, user, new_record.policy));
     vars.and(vtpm)?;
     finish(to, &sealed)
 }
@@ -157,6 +159,6 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + '
 }
 
 /// A pipe with the passphrase of the UEFI variables.
-pub(crate) fn vars_secret(key: &TransportKey) -> Result<std::os::fd::OwnedFd> {
-    secret_pipe(vars_passphrase(key).as_bytes())
+pub(crate) fn vars_secret(key: &TransportKey, user: User) -> Result<std::os::fd::OwnedFd> {
+    secret_pipe(vars_passphrase(key).as_bytes(), user)
 }

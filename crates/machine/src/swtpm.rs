@@ -8,9 +8,10 @@ use std::time::Duration;
 use key_protector::TransportKey;
 use tokio::net::UnixStream;
 
-use crate::process::{Process, Program, SWTPM, secret_pipe};
+use crate::process::{Process, Program, Rights, SWTPM, secret_pipe};
 use crate::spec::Policy;
 use crate::swtpm_ctrl::Control;
+use crate::user::User;
 use crate::{Error, Result, policy_nv};
 
 /// HKDF label of the vTPM's state key.
@@ -46,15 +47,30 @@ pub(crate) fn argv() -> Vec<String> {
     .to_vec()
 }
 
-/// Starts swtpm on the state in `dir`; `control` is its end of a socket pair.
-pub(crate) fn spawn(dir: &Path, key: &TransportKey, control: OwnedFd, log: Option<PathBuf>) -> Result<Process> {
-    program(dir, key, control, log)?.spawn()
+/// Starts swtpm on the state in `dir`, which becomes its user's; `control` is its end of a socket pair. The folders
+/// above stay closed to it: it starts inside.
+pub(crate) fn spawn(
+    dir: &Path,
+    rights: Rights<'_>,
+    key: &TransportKey,
+    control: OwnedFd,
+    log: Option<PathBuf>,
+) -> Result<Process> {
+    program(dir, rights, key, control, log)?.spawn()
 }
 
-fn program<'a>(dir: &'a Path, key: &TransportKey, control: OwnedFd, log: Option<PathBuf>) -> Result<Program<'a>> {
-    let key = secret_pipe(key.derive(LABEL).expose())?;
+fn program<'a>(
+    dir: &'a Path,
+    rights: Rights<'a>,
+    key: &TransportKey,
+    control: OwnedFd,
+    log: Option<PathBuf>,
+) -> Result<Program<'a>> {
+    rights.user.own(dir)?;
+    let key = secret_pipe(key.derive(LABEL).expose(), rights.user)?;
     Ok(Program {
         name: SWTPM,
+        rights: Some(rights),
         args: argv().into_iter().map(Into::into).collect(),
         fds: vec![(control, CONTROL_FD), (key, KEY_FD)],
         current_dir: Some(dir),
@@ -71,8 +87,8 @@ pub(crate) fn require_state(dir: &Path) -> Result<()> {
 }
 
 /// Makes a new TPM in the empty directory `dir`, for a VM under this policy.
-pub(crate) async fn manufacture(dir: &Path, key: &TransportKey, policy: Policy) -> Result<()> {
-    let mut tpm = Offline::start(dir, key)?;
+pub(crate) async fn manufacture(dir: &Path, user: User, key: &TransportKey, policy: Policy) -> Result<()> {
+    let mut tpm = Offline::start(dir, user, key)?;
     let done = tpm.init_for(policy).await;
     tpm.stop(done).await?;
     require_state(dir)
@@ -85,11 +101,12 @@ pub(crate) async fn reseal(
     from_key: &TransportKey,
     to: &Path,
     to_key: &TransportKey,
+    user: User,
     policy: Policy,
 ) -> Result<()> {
     require_state(from)?;
     // Two processes take their time to start and to end: beside each other.
-    let (mut old, mut new) = (Offline::start(from, from_key)?, Offline::start(to, to_key)?);
+    let (mut old, mut new) = (Offline::start(from, user, from_key)?, Offline::start(to, user, to_key)?);
     let state = match old.control.init().await {
         Ok(()) => old.control.permanent_state().await,
         Err(error) => Err(error),
@@ -128,9 +145,10 @@ struct Offline {
 }
 
 impl Offline {
-    fn start(dir: &Path, key: &TransportKey) -> Result<Self> {
+    fn start(dir: &Path, user: User, key: &TransportKey) -> Result<Self> {
         let (control, theirs) = channel()?;
-        let mut program = program(dir, key, theirs, None)?;
+        let rights = Rights { user, kvm: false, hidden: &[] };
+        let mut program = program(dir, rights, key, theirs, None)?;
         let (commands, theirs) = channel()?;
         program.args.extend(["--fd".into(), DATA_FD.to_string().into()]);
         program.fds.push((theirs, DATA_FD));
