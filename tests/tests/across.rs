@@ -141,7 +141,8 @@ fn a_vm_is_repaired_on_another_host() -> Result<()> {
     bench.export()?;
     hand_back_disk(world, &bench.here(), &Plan::default(), |_| Ok(()))?;
     world.admin(&["recovery", "reinstate", "dvm", "--keep-original"])?.ok()?;
-    world.admin(&["recovery", "rollback", "dvm", "--stop"])?.ok()?;
+    world.admin(&DVM_OFF)?.ok()?;
+    world.admin(&["recovery", "rollback", "dvm"])?.ok()?;
     ensure!(world.fingerprint("vms/dvm")? == before, "a rollback changed the VM");
     bench.close()
 }
