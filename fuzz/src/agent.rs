@@ -4,7 +4,7 @@ use std::path::Path;
 
 use host::api::{CreateVm, VmRequest};
 use machine::Policy;
-use recovery::api::RecoveryRequest;
+use recovery::api::{Destination, RecoveryRequest};
 use recovery::{Journal, Request, Step};
 
 use crate::Target;
@@ -37,7 +37,7 @@ fn requests(_: &World) -> Vec<Vec<u8>> {
         Request::Vm(VmRequest::VmSetPolicy { name: name(), policy: Policy::EncryptionSupported }),
         Request::Recovery(RecoveryRequest::RecoveryExport {
             vm: name(),
-            garage: "vmre".into(),
+            to: Destination::Garage("vmre".into()),
             copy: true,
             stop: false,
             restart_garage: false,
@@ -49,7 +49,12 @@ fn requests(_: &World) -> Vec<Vec<u8>> {
             hours: 24,
             install: false,
         }),
-        Request::Recovery(RecoveryRequest::RecoveryReinstate { vm: name(), keep_original: true }),
+        Request::Recovery(RecoveryRequest::RecoveryAttach {
+            file: "/rg.vhdx".into(),
+            garage: "vmre".into(),
+            restart_garage: true,
+        }),
+        Request::Recovery(RecoveryRequest::RecoveryReinstate { vm: name(), from: None, keep_original: true }),
         Request::Recovery(RecoveryRequest::RecoveryStatus { vm: None }),
         Request::Recovery(RecoveryRequest::GarageInit),
     ]

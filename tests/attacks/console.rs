@@ -343,7 +343,7 @@ fn arguments(world: &mut World) -> Result<()> {
     create("odd", SWITCH, "")?.ok().context("the control: a disk with an odd name")?;
     ensure!(world.disk("odd")?[512..].starts_with(b"plain"), "the control: its contents");
     world.admin(&["vm", "delete", "odd", "--yes"])?.ok()?;
-    let host = world.add_host("odd", "store,file.driver=nbd,id=x -s", true)?;
+    let host = world.add_agent("odd", "store,file.driver=nbd,id=x -s", true)?;
     let (disk, protector) = (path(&disk), protector.as_str());
     let create =
         ["vm", "create", "odd", "--disk", &disk, "--protector", protector, "--switch", SWITCH, "--memory", "128"];

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use drydock_tests::console::Console;
-use drydock_tests::host::Host;
 use drydock_tests::process::{Finished, run as run_program};
+use drydock_tests::second_agent::SecondAgent;
 use drydock_tests::tenant::{Plan, hand_back, rg_disk};
 use drydock_tests::world::World;
 use garage::{Device, Digest};
@@ -29,8 +29,8 @@ const ABORT: [&str; 3] = ["recovery", "abort", "dvm"];
 /// The VM's host, another one that the Host Guardian Service trusts, and one that it does not know.
 pub(crate) struct Hosts {
     world: World,
-    second: Host,
-    stranger: Host,
+    second: SecondAgent,
+    stranger: SecondAgent,
 }
 
 const COPIES: &[Row<Hosts>] = &[
@@ -83,8 +83,8 @@ pub(crate) fn run(suite: &mut Suite) {
         COPIES,
         || {
             let world = world()?;
-            let second = world.add_host("host-2", "store-2", true)?;
-            let stranger = world.add_host("host-3", "store-3", false)?;
+            let second = world.add_agent("host-2", "store-2", true)?;
+            let stranger = world.add_agent("host-3", "store-3", false)?;
             Ok(Hosts { world, second, stranger })
         },
         |hosts| {

@@ -9,6 +9,7 @@ pub mod host;
 pub mod images;
 pub mod process;
 pub mod report;
+pub mod second_agent;
 pub mod ssh;
 pub mod story;
 pub mod tenant;

@@ -316,11 +316,16 @@ pub(crate) enum Recovery {
     ///
     /// Its disks are attached too, as overlays: the export takes the same time for 1 GiB and 1 TiB, the originals stay
     /// untouched, and only what the repair changes is written.
+    ///
+    /// For a garage on another host, the RG disk is a file with the disks on it, which its admins carry there and back.
     Export {
         vm: String,
-        /// The repair garage.
-        #[arg(long)]
-        to: String,
+        /// The repair garage, on this host.
+        #[arg(long, required_unless_present = "to_file")]
+        to: Option<String>,
+        /// A new file, for a repair garage on another host.
+        #[arg(long, value_name = "PATH", conflicts_with_all = ["to", "copy", "restart_garage"])]
+        to_file: Option<PathBuf>,
         /// Copy the disks onto the RG disk instead.
         #[arg(long)]
         copy: bool,
@@ -330,6 +335,21 @@ pub(crate) enum Recovery {
         /// Restart the repair garage if it must be, for nested virtualization.
         #[arg(long)]
         restart_garage: bool,
+    },
+    /// Fabric admin, on the host of a garage that is not the VM's host: attach the RG disk that was exported to a file.
+    Attach {
+        file: PathBuf,
+        /// The repair garage.
+        #[arg(long)]
+        to: String,
+        /// Restart the repair garage if it must be, for nested virtualization.
+        #[arg(long)]
+        restart_garage: bool,
+    },
+    /// And there, when the owner has finished: take it out again, to be carried back.
+    Detach {
+        /// The damaged VM.
+        vm: String,
     },
     /// Steps 2 and 4, tenant in the garage: import the VM and write a request; with --grant, lower its policy.
     Import {
@@ -372,6 +392,9 @@ pub(crate) enum Recovery {
     /// Step 7, fabric admin: verify what came back, put it in the VM's place and start it.
     Reinstate {
         vm: String,
+        /// The RG disk that came back from a garage on another host [default: the file that was exported].
+        #[arg(long, value_name = "FILE")]
+        from: Option<PathBuf>,
         /// Keep the VM as it was before its repair, until `commit` or `rollback`.
         #[arg(long)]
         keep_original: bool,
@@ -387,7 +410,8 @@ pub(crate) enum Recovery {
     },
     /// Where a recovery stands and what comes next.
     Status { vm: Option<String> },
-    /// Give a recovery up: the VM is as it was before the export.
+    /// Give a recovery up: the VM is as it was before the export. On the host of a garage that is not the VM's host:
+    /// take the RG disk out of the garage, as it is.
     Abort { vm: String },
 }
 

@@ -186,6 +186,9 @@ impl Running {
         if stderr.contains("log that needs to be replayed") {
             return Error::DirtyLog { path: path.to_owned() };
         }
+        if stderr.contains("Is another process using the image") {
+            return Error::Busy { path: path.to_owned() };
+        }
         Error::Tool { tool: self.tool, op, path: path.to_owned(), status: status.to_string(), stderr }
     }
 }

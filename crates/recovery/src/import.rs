@@ -89,7 +89,7 @@ async fn import(agent: &Agent, guardians: &LocalGuardians, options: &Options, ev
             return Err(Error::new(Kind::WrongState, format!("there is a VM named '{name}' in this garage already"))
                 .remedy("that one is not touched; import into another garage, or move it away first"));
         }
-        None => Journal::begin(agent.store(), Side::Garage, outbound.recovery_id, &name, None, outbound.mode)?,
+        None => Journal::begin(agent.store(), Side::Garage, outbound.recovery_id, &name, None, None, outbound.mode)?,
     };
     if journal.done(Step::PolicyLowered) {
         return Ok(Imported {
