@@ -17,7 +17,8 @@ use crate::world::{World, drydock, path};
 const READY: Duration = Duration::from_secs(60);
 const LONG: Duration = Duration::from_secs(300);
 
-/// In the agent's own mount namespace: a `/dev` with links to what lies in the folder, and a `/sys/class/block` to match.
+/// In the agent's own mount namespace: a `/dev` with links to what lies in the folder, a `/sys/class/block` to match, and
+/// [`TPM2`] where the tools are.
 const PLACES: &str = r#"
 set -eu
 mount --make-rprivate /
@@ -40,6 +41,7 @@ for part in dd-manifest dd-state; do
     ln -s "rgdisk/$node" "/sys/class/block/$node"
 done
 mount --move "$1/dev" /dev
+mount --bind "$1/bin/tpm2" /usr/bin/tpm2
 shift
 exec "$@"
 "#;
@@ -48,7 +50,7 @@ exec "$@"
 /// room after each call.
 const TPM2: &str = r#"#!/bin/sh
 export TPM2TOOLS_TCTI=swtpm:path=SOCKET
-/usr/bin/tpm2 "$@" && /usr/bin/tpm2 flushcontext -t
+REAL "$@" && REAL flushcontext -t
 "#;
 
 pub struct Garage {
@@ -63,11 +65,14 @@ impl Garage {
     pub fn new(world: &World, vm: &str) -> Result<Self> {
         let dir = tempfile::tempdir_in(world.fabric(""))?;
         let at = |name: &str| dir.path().join(name);
-        for name in ["tpm", "bin", "by-id", "run", "store"] {
+        for name in ["tpm", "bin", "tools", "by-id", "run", "store"] {
             fs::DirBuilder::new().mode(0o700).create(at(name))?;
         }
         let tpm = start_tpm(dir.path())?;
-        fs::write(at("bin/tpm2"), TPM2.replace("SOCKET", &path(&at("tpm.sock"))))?;
+        // Under its own name, by which it knows what it is.
+        fs::copy("/usr/bin/tpm2", at("tools/tpm2"))?;
+        let wrapped = TPM2.replace("SOCKET", &path(&at("tpm.sock"))).replace("REAL", &path(&at("tools/tpm2")));
+        fs::write(at("bin/tpm2"), wrapped)?;
         fs::set_permissions(at("bin/tpm2"), fs::Permissions::from_mode(0o755))?;
         convert(&tenant::rg_disk(world, vm)?, "vhdx", &at("rgdisk"), "raw")?;
         let manifest = Device::open(&at("rgdisk"))?.manifest()?;
@@ -79,7 +84,6 @@ impl Garage {
         agent.args(["host", "serve", "--local", "--accel", "tcg", "--store"]).arg(at("store"));
         agent.arg("--socket").arg(at("run/agent.sock"));
         agent.env(fault::VARIABLE, at("orders"));
-        agent.env("PATH", format!("{}:{}", path(&at("bin")), std::env::var("PATH")?));
         let (agent, _) = Service::start("the garage's agent", &mut agent, "listening on", READY)?;
         Ok(Garage { agent, _tpm: tpm, dir })
     }

@@ -96,6 +96,22 @@ pub(crate) enum Vm {
         #[arg(long)]
         proof: bool,
     },
+    /// Write a VM's key protector into a file, for its owner: to grant it, revoke a guardian, or look at it.
+    Protector {
+        name: String,
+        #[arg(long, short)]
+        out: PathBuf,
+    },
+    /// Bring in what the owner made with `drydock protector grant --change` or `revoke --change`: the VM takes the new
+    /// key protector at its next start.
+    SetProtector {
+        name: String,
+        #[arg(required_unless_present = "drop", conflicts_with = "drop")]
+        change: Option<PathBuf>,
+        /// Take back a change that was not in force yet.
+        #[arg(long)]
+        drop: bool,
+    },
     /// Change a VM's policy, where its owner's or a granted guardian's private key is: in local mode, never on a
     /// guarded host.
     SetPolicy {
@@ -281,6 +297,10 @@ pub(crate) enum Protector {
         to: String,
         #[arg(long, short)]
         out: PathBuf,
+        /// For a VM that exists: also write the signed change from FILE, its protector now, to the new one, for
+        /// `drydock vm set-protector`.
+        #[arg(long)]
+        change: Option<PathBuf>,
     },
     /// Shut a guardian out: a new transport key, so that what is sealed from now on stays closed to it.
     Revoke {
@@ -292,6 +312,10 @@ pub(crate) enum Protector {
         from: String,
         #[arg(long, short)]
         out: PathBuf,
+        /// For a VM that exists: also write the signed change from FILE, its protector now, to the new one, for
+        /// `drydock vm set-protector`.
+        #[arg(long)]
+        change: Option<PathBuf>,
     },
     /// Check every signature in it.
     Verify { file: PathBuf },

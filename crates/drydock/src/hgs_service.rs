@@ -395,5 +395,12 @@ pub(crate) fn lift(error: HgsError) -> Error {
         | HgsError::Certificate(_) => Kind::BadInput,
         _ => Kind::Internal,
     };
-    Error::of(kind, &error)
+    let lifted = Error::of(kind, &error);
+    match error {
+        HgsError::GuardianInUse { .. } => lifted.remedy(
+            "have their owners grant the next guardian (drydock protector grant --change, then drydock vm set-protector), \
+             and start those VMs once; or give them up with --force",
+        ),
+        _ => lifted,
+    }
 }

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use hgs::Permit;
 use host::error::{Context, Error, Kind, Next, Result};
-use key_protector::{Protector as Document, Wrapping};
+use key_protector::{Guardian, Protector as Document, Wrapping};
 use recovery::rfc3339;
 use serde_json::{Value, json};
 use time::{Duration, OffsetDateTime};
@@ -43,7 +43,7 @@ pub(crate) fn run(command: Protector, out: &Output) -> Result<()> {
             });
             Ok(())
         }
-        Protector::Grant { file, owner, to, out: target } => {
+        Protector::Grant { file, owner, to, out: target, change } => {
             let keyring = Keyring::open(owner.folder.guardians)?;
             let protector = load(&file)?;
             let to = keyring.public(&to)?;
@@ -51,6 +51,8 @@ pub(crate) fn run(command: Protector, out: &Output) -> Result<()> {
             let granted = protector
                 .grant(&keys, &to, now)
                 .context(Kind::BadInput, || format!("{} cannot be granted to '{}'", file.display(), to.name()))?;
+            must_not_exist(&target)?;
+            write_change(change.as_deref(), &keys, &protector, &granted)?;
             finish(&granted, &target, out)
         }
         Protector::PermitStale { file, owner, hours, out: target } => {
@@ -74,7 +76,7 @@ pub(crate) fn run(command: Protector, out: &Output) -> Result<()> {
             });
             Ok(())
         }
-        Protector::Revoke { file, owner, from, out: target } => {
+        Protector::Revoke { file, owner, from, out: target, change } => {
             let keyring = Keyring::open(owner.folder.guardians)?;
             let protector = load(&file)?;
             let fingerprint = fingerprint_of(&protector, &from)?;
@@ -84,11 +86,20 @@ pub(crate) fn run(command: Protector, out: &Output) -> Result<()> {
                 .context(Kind::BadInput, || format!("cannot revoke '{from}' from {}", file.display()))?;
             out.note(
                 "The new protector has a new transport key: it opens nothing that was sealed before. \
-                 Use it for a new VM, or let the VM's next start roll to it.",
+                 Use it for a new VM, or with --change for the next start of the VM whose protector this was.",
             );
+            must_not_exist(&target)?;
+            write_change(change.as_deref(), &keys, &protector, &revoked)?;
             finish(&revoked, &target, out)
         }
     }
+}
+
+/// The owner's word that one protector comes after the other, for the VM that has the first.
+fn write_change(target: Option<&Path>, owner: &Guardian, from: &Document, to: &Document) -> Result<()> {
+    let Some(target) = target else { return Ok(()) };
+    must_not_exist(target)?;
+    write(target, &host::change::sign(owner, from, to)?)
 }
 
 fn must_not_exist(target: &Path) -> Result<()> {

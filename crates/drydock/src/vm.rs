@@ -9,7 +9,7 @@ use host::error::{Context, Error, Kind, Result};
 use machine::Policy;
 use machine::proof::Proof;
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcsetattr};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::agent_call::call;
 use crate::cli::{PolicyArg, Vm, VmCreate};
@@ -35,6 +35,8 @@ pub(crate) fn run(command: Vm, socket: &Path, out: &Output) -> Result<()> {
         Vm::Stop { name, force } => show(&call(socket, &VmRequest::VmStop { name, force }, out)?, out),
         Vm::Show { name, proof: true } => proof(&name, socket, out),
         Vm::Show { name, proof: false } => show(&call(socket, &VmRequest::VmShow { name }, out)?, out),
+        Vm::Protector { name, out: target } => protector(name, &target, socket, out),
+        Vm::SetProtector { name, change, .. } => set_protector(name, change.as_deref(), socket, out),
         Vm::SetPolicy { name, policy } => {
             show(&call(socket, &VmRequest::VmSetPolicy { name, policy: policy.into() }, out)?, out)
         }
@@ -54,6 +56,37 @@ pub(crate) fn run(command: Vm, socket: &Path, out: &Output) -> Result<()> {
         }
         Vm::Console { name } => console(&name, socket, out),
     }
+}
+
+fn protector(name: String, target: &Path, socket: &Path, out: &Output) -> Result<()> {
+    let value = call(socket, &VmRequest::VmProtector { name: name.clone() }, out)?;
+    let document = value["protector"].as_str().unwrap_or_default();
+    crate::guardian::write(target, document.as_bytes())?;
+    out.result(&json!({ "file": target }), || {
+        format!(
+            "the key protector of {name} is in {}; it is in force until the next start\n\
+             Its owner: drydock protector grant {0} --owner NAME --to GUARDIAN --out NEW --change CHANGE",
+            target.display()
+        )
+    });
+    Ok(())
+}
+
+fn set_protector(name: String, change: Option<&Path>, socket: &Path, out: &Output) -> Result<()> {
+    let change = match change {
+        None => None,
+        Some(file) => Some(
+            String::from_utf8(keyring::read(file)?)
+                .context(Kind::BadInput, || format!("{} is not a change of a key protector", file.display()))?,
+        ),
+    };
+    let next = match change {
+        Some(_) => format!("{name} takes its new key protector at its next start"),
+        None => format!("{name} keeps its key protector"),
+    };
+    let value = call(socket, &VmRequest::VmSetProtector { name, change }, out)?;
+    out.result(&value, || next);
+    Ok(())
 }
 
 fn create(args: VmCreate, socket: &Path, out: &Output) -> Result<()> {

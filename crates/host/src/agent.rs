@@ -10,6 +10,7 @@ use machine::accel::Chooser;
 use machine::proof::Proof;
 use machine::record::SealedRecord;
 use machine::{DiskSpec, Policy, Running, StartOptions, VmSpec};
+use time::OffsetDateTime;
 use tokio::sync::OwnedMutexGuard;
 
 use crate::api::{AgentInfo, OfflineStatus, PowerState, VmStatus};
@@ -17,9 +18,9 @@ use crate::console::Console;
 use crate::error::{Context, Error, Kind, Next, Result};
 use crate::holder::{Held, Holders};
 use crate::keys::{KeySource, Unreleased};
-use crate::offline;
 use crate::store::{Store, VmDir};
 use crate::wire::Events;
+use crate::{change, offline};
 
 /// How long a guest may take to shut down before the caller is told to use force.
 const SHUTDOWN: Duration = Duration::from_secs(90);
@@ -335,16 +336,27 @@ impl Agent {
         }
         let current = vm.dir.current()?;
         let protector = vm.dir.protector(current)?;
+        let changed = Self::changed(&vm.dir, &protector, events)?;
         events.say("key-release", format!("asking for the key of {name}"));
-        let opened = match self.keys.release(&protector).await {
-            Ok(rolled) => self.open_rolled(&vm.dir, &spec, current, &protector, rolled, events).await?,
+        let opened = match self.keys.release(changed.as_ref().unwrap_or(&protector)).await {
+            Ok(rolled) => {
+                let rolled =
+                    self.with_the_key_in_force(&vm.dir, current, &protector, changed.is_some(), rolled).await?;
+                self.open_rolled(&vm.dir, &spec, current, &protector, rolled, events).await?
+            }
             Err(Unreleased::Silence(error)) if may_be_offline => {
                 self.open_offline(&vm.dir, &spec, current, &protector, error, events).await?
             }
             Err(Unreleased::Verdict(error)) => {
                 // Whoever pulls the plug after a refusal gains nothing.
                 self.drop_offline_key(&vm.dir, &spec).await;
-                return Err(error);
+                return Err(match changed {
+                    None => error,
+                    Some(_) => error.remedy(format!(
+                        "the owner's new key protector does not open here: have them make another change, or take it back: \
+                         drydock vm set-protector {name} --drop"
+                    )),
+                });
             }
             Err(unreleased) => return Err(unreleased.into()),
         };
@@ -370,6 +382,23 @@ impl Agent {
         Ok(())
     }
 
+    /// A granted protector has the transport key that the state is under. A revocation has another one: then the
+    /// protector in force opens the state, once more.
+    async fn with_the_key_in_force(
+        &self,
+        dir: &VmDir,
+        current: u64,
+        protector: &Protector,
+        changed: bool,
+        rolled: Rolled,
+    ) -> Result<Rolled> {
+        if !changed || open_record(dir, current, &rolled, protector).is_ok() {
+            return Ok(rolled);
+        }
+        let in_force = self.keys.roll(protector).await?;
+        Ok(Rolled { ingress: in_force.ingress, ..rolled })
+    }
+
     /// What a released key is for: the state goes into the next slot, under the new key.
     async fn open_rolled(
         &self,
@@ -384,8 +413,45 @@ impl Agent {
         check_record(spec, &record, current)?;
         events.say("reseal", "sealing the state under the new transport key");
         let Resealed { generation, record } = self.reseal(dir, current, &rolled, record).await?;
+        // A crash before this leaves a change that leads from a protector of the past, and is void.
+        dir.drop_change()?;
         self.keep_offline_key(dir, spec, &rolled, events).await;
         Ok(Opened { slot: generation, key: rolled.egress, record, offline: false })
+    }
+
+    /// The owner's new key protector, if there is a change that leads from this one.
+    fn changed(dir: &VmDir, protector: &Protector, events: &Events) -> Result<Option<Protector>> {
+        let Some(document) = dir.change()? else { return Ok(None) };
+        match change::verify(&document, protector, OffsetDateTime::now_utc()) {
+            Ok(to) => {
+                events.say("protector", format!("{} gets the new key protector of its owner", dir.name()));
+                Ok(Some(to))
+            }
+            Err(error) => {
+                tracing::warn!(vm = dir.name(), %error, "a change of the key protector is void");
+                events.say("protector", format!("the change of the key protector is void: {}", error.message));
+                Ok(None)
+            }
+        }
+    }
+
+    /// Takes an owner's change of the key protector for the next start.
+    ///
+    /// # Errors
+    /// `BadInput` for a change that is not for this; `WrongState` while a recovery holds the VM.
+    pub fn set_protector(&self, vm: &VmLock, change: Option<&[u8]>) -> Result<()> {
+        let dir = &vm.dir;
+        if let Some(hold) = dir.hold()? {
+            return Err(Error::new(Kind::WrongState, format!("{} is in recovery: {}", dir.name(), hold.reason))
+                .remedy(format!("drydock recovery status {}", dir.name())));
+        }
+        match change {
+            None => dir.drop_change(),
+            Some(change) => {
+                change::verify(change, &dir.protector(dir.current()?)?, OffsetDateTime::now_utc())?;
+                dir.set_change(change)
+            }
+        }
     }
 
     /// Without a service there is nobody who could sign another protector: slot and key stay what they are. The start

@@ -35,6 +35,16 @@ pub enum VmRequest {
     VmConsole {
         name: String,
     },
+    /// The key protector in force, for the VM's owner.
+    VmProtector {
+        name: String,
+    },
+    /// Another key protector, from the next start on (`crate::change`).
+    VmSetProtector {
+        name: String,
+        /// The owner's signed change; none takes one back that was not in force yet.
+        change: Option<String>,
+    },
     /// Changes the security policy; possible in local mode only, by who holds a guardian's key there.
     VmSetPolicy {
         name: String,

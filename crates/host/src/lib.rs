@@ -5,6 +5,7 @@
 
 mod agent;
 pub mod api;
+pub mod change;
 pub mod client;
 mod console;
 mod create;

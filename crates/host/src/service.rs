@@ -42,6 +42,17 @@ pub async fn vm_request(agent: &Agent, request: VmRequest, events: &Events) -> R
             json!({ "deleted": name })
         }
         VmRequest::VmConsole { name } => return Ok(Outcome::Stream(agent.console(&name).await?)),
+        VmRequest::VmProtector { name } => {
+            let dir = agent.store().vm(&name)?;
+            let protector = dir.parsed_protector(dir.current()?)?;
+            let text =
+                String::from_utf8(protector.to_xml()).context(Kind::Internal, || "a protector is not UTF-8".into())?;
+            json!({ "protector": text })
+        }
+        VmRequest::VmSetProtector { name, change } => {
+            agent.set_protector(&agent.lock(&name)?, change.as_deref().map(str::as_bytes))?;
+            status(agent, &name)?
+        }
         VmRequest::VmSetPolicy { name, policy } => {
             agent.set_policy(&mut agent.lock(&name)?, policy, events).await?;
             status(agent, &name)?

@@ -7,6 +7,7 @@
 //! STORE/vms/NAME/disk-0.qcow2   a disk, encrypted by the guest
 //! STORE/vms/NAME/hold.json      present while a recovery holds the VM
 //! STORE/vms/NAME/attached.json  disks attached for a recovery
+//! STORE/vms/NAME/protector.change  another key protector for the next start (crate::change)
 //! STORE/vms/NAME/offline.sealed a key for starts without the Host Guardian Service (crate::offline)
 //! ```
 //!
@@ -23,6 +24,7 @@ use serde::de::DeserializeOwned;
 use time::OffsetDateTime;
 
 use crate::api::Hold;
+use crate::change::MAX_CHANGE;
 use crate::durable;
 use crate::error::{Context, Error, Kind, Next, Result};
 
@@ -310,6 +312,37 @@ impl VmDir {
     /// When it cannot be written.
     pub fn set_hold(&self, hold: Option<&Hold>) -> Result<()> {
         write_optional(&self.path.join("hold.json"), hold)
+    }
+
+    /// The owner's change of the key protector that the next start takes.
+    ///
+    /// # Errors
+    /// `BadInput` when it cannot be read.
+    pub fn change(&self) -> Result<Option<Vec<u8>>> {
+        let path = self.change_path();
+        if !path.exists() {
+            return Ok(None);
+        }
+        durable::read_bounded(&path, MAX_CHANGE)
+            .map(Some)
+            .context(Kind::BadInput, || format!("cannot read {}", path.display()))
+    }
+
+    /// # Errors
+    /// When it cannot be written.
+    pub fn set_change(&self, change: &[u8]) -> Result<()> {
+        let path = self.change_path();
+        durable::write_atomic(&path, change).context(Kind::Internal, || format!("cannot write {}", path.display()))
+    }
+
+    /// # Errors
+    /// When it cannot be removed.
+    pub fn drop_change(&self) -> Result<()> {
+        write_optional::<()>(&self.change_path(), None)
+    }
+
+    fn change_path(&self) -> PathBuf {
+        self.path.join("protector.change")
     }
 
     /// Disks attached for a recovery, beyond the VM's own.

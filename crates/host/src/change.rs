@@ -1,0 +1,124 @@
+//! Another key protector for a VM that exists: its owner granted it to one more guardian, or revoked one.
+//!
+//! A protector alone does not say which VM it is for, or that it is newer than another. So the owner signs the step:
+//! from the protector that is in force, by its digest, to the new one. The VM takes it at its next start, when its state
+//! is sealed again anyway; after that the step leads from a protector that is not in force any more, and is void.
+
+use key_protector::{Guardian, Protector, signed};
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+
+use crate::error::{Context, Error, Kind, Next, Result};
+
+const KIND: &str = "drydock/protector-change";
+/// Largest document that is read (bytes); a protector has at most 1 MiB.
+pub const MAX_CHANGE: u64 = 4 << 20;
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Payload {
+    /// SHA-256 of the protector in force, in hexadecimal.
+    from: String,
+    /// The new one.
+    to: String,
+}
+
+/// The owner's word that `to` comes after `from`.
+///
+/// # Errors
+/// `BadInput` when the protectors have another owner.
+pub fn sign(owner: &Guardian, from: &Protector, to: &Protector) -> Result<Vec<u8>> {
+    let signing = owner.public().signing();
+    if [from, to].iter().any(|protector| protector.owner().signing_certificate() != signing) {
+        return Err(Error::new(Kind::BadInput, format!("'{}' does not own the protector", owner.public().name())));
+    }
+    let to = String::from_utf8(to.to_xml()).context(Kind::Internal, || "a protector is not UTF-8".into())?;
+    let payload = serde_json::to_vec(&Payload { from: from.digest(), to })
+        .context(Kind::Internal, || "the change cannot be serialised".into())?;
+    signed::sign(KIND, &payload, owner).context(Kind::Internal, || "the change cannot be signed".into())
+}
+
+/// The protector that the owner of `current` puts in its place.
+///
+/// # Errors
+/// `BadInput`: another signer or owner, damaged, or for a protector that is not in force.
+pub fn verify(document: &[u8], current: &Protector, now: OffsetDateTime) -> Result<Protector> {
+    let verified = signed::verify(KIND, document)
+        .context(Kind::BadInput, || "this is not a change of a key protector".into())
+        .or_next(|| "bring what `drydock protector grant` or `revoke` wrote with --change".into())?;
+    let owner = current.owner().signing_certificate();
+    verified.signer.check_valid_at(now).context(Kind::BadInput, || "the change's signer is not valid now".into())?;
+    if verified.signer != *owner {
+        return Err(Error::new(
+            Kind::BadInput,
+            format!("the change is not signed by the VM's owner, '{}'", owner.common_name()),
+        )
+        .remedy("have it made with the owner guardian: drydock protector grant … --owner NAME --change FILE"));
+    }
+    let payload: Payload = serde_json::from_slice(&verified.payload)
+        .context(Kind::BadInput, || "the change has other fields than a change has".into())?;
+    if payload.from != current.digest() {
+        return Err(Error::new(Kind::BadInput, "the change leads from another key protector than the one in force")
+            .remedy(
+                "each start makes a new one: get it with `drydock vm protector NAME` and have the change made for that",
+            ));
+    }
+    let to = Protector::parse(payload.to.as_bytes())
+        .context(Kind::BadInput, || "the change's field 'to' is not a key protector".into())?;
+    to.verify(now).context(Kind::BadInput, || "the change's key protector does not verify".into())?;
+    if to.owner().signing_certificate() != owner {
+        return Err(Error::new(Kind::BadInput, "the change's key protector has another owner")
+            .remedy("a VM never changes its owner; have the change made of the protector in force"));
+    }
+    Ok(to)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use key_protector::{KeyKind, Role};
+    use time::Duration;
+
+    fn guardian(name: &str, role: Role) -> Guardian {
+        let now = OffsetDateTime::now_utc();
+        Guardian::generate(name, role, KeyKind::Rsa2048, now - Duration::hours(1), now + Duration::days(1)).unwrap()
+    }
+
+    #[test]
+    fn only_the_owners_step_from_the_protector_in_force_is_taken() {
+        let now = OffsetDateTime::now_utc();
+        let (owner, fabric) = (guardian("tenant", Role::Owner), guardian("fabric", Role::Fabric));
+        let (twin, second) = (guardian("tenant", Role::Owner), guardian("second", Role::Fabric));
+        let (current, _) = Protector::new(&owner, &[fabric.public().clone()], now).unwrap();
+        let (other, _) = Protector::new(&owner, &[fabric.public().clone()], now).unwrap();
+        let granted = current.grant(&owner, second.public(), now).unwrap();
+        let good = sign(&owner, &current, &granted).unwrap();
+        assert_eq!(verify(&good, &current, now).unwrap().digest(), granted.digest());
+
+        // For another VM, or the same one a start later.
+        assert!(verify(&good, &other, now).unwrap_err().message.contains("in force"));
+        // Somebody with the owner's name, and a guardian that may open it.
+        let (foreign, _) = Protector::new(&twin, &[second.public().clone()], now).unwrap();
+        let forge = |by: &Guardian, from: &str, to: &Protector| {
+            let payload = Payload { from: from.into(), to: String::from_utf8(to.to_xml()).unwrap() };
+            signed::sign(KIND, &serde_json::to_vec(&payload).unwrap(), by).unwrap()
+        };
+        for (by, to) in [(&twin, &foreign), (&twin, &granted), (&fabric, &granted)] {
+            let refused = verify(&forge(by, &current.digest(), to), &current, now).unwrap_err();
+            assert!(refused.message.contains("not signed by the VM's owner"), "{}", refused.message);
+        }
+        let refused = verify(&forge(&owner, &current.digest(), &foreign), &current, now).unwrap_err();
+        assert!(refused.message.contains("another owner"), "{}", refused.message);
+        assert!(sign(&twin, &current, &granted).is_err());
+        // Damaged anywhere.
+        for at in (0..good.len()).step_by(97) {
+            let mut bad = good.clone();
+            bad[at] ^= 1;
+            assert!(verify(&bad, &current, now).is_err(), "byte {at}");
+        }
+        let permit = signed::sign("drydock/stale-permit", b"{}", &owner).unwrap();
+        assert!(verify(&permit, &current, now).is_err());
+        assert!(verify(&good, &current, now + Duration::days(2)).is_err());
+    }
+}
