@@ -12,13 +12,14 @@ use garage::Digest;
 use machine::VmSpec;
 use serde_json::Value;
 
+use crate::host::Host;
 use crate::process::run;
-use crate::world::{SWITCH, World};
+use crate::world::SWITCH;
 
 pub const DISK: u64 = 8 << 20;
 const CONVERT: Duration = Duration::from_secs(60);
 
-impl World {
+impl Host {
     /// A VM whose disk holds nothing but a text that can be found again.
     pub fn create_blank(&self, name: &str, extra: &[&str]) -> Result<Value> {
         self.create_blank_on(name, SWITCH, extra)

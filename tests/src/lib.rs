@@ -4,6 +4,7 @@
 pub mod blank;
 pub mod console;
 pub mod denial;
+pub mod host;
 pub mod images;
 pub mod process;
 pub mod report;

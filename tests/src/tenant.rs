@@ -17,8 +17,8 @@ use serde_json::Value;
 use time::{Duration, OffsetDateTime};
 use uuid::Uuid;
 
+use crate::host::Host;
 use crate::process::run;
-use crate::world::World;
 
 const CONVERT: Span = Span::from_secs(60);
 
@@ -55,8 +55,8 @@ impl Default for Plan {
 }
 
 /// The owner's keys, as they lie on the tenant host.
-pub fn owner(world: &World) -> Result<Guardian> {
-    let pem = fs::read_to_string(world.offline(".config/drydock/guardians/tenant.pem"))?;
+pub fn owner(host: &Host) -> Result<Guardian> {
+    let pem = fs::read_to_string(host.offline(".config/drydock/guardians/tenant.pem"))?;
     Guardian::from_pem(&pem).context("the owner's keys cannot be read")
 }
 
@@ -66,28 +66,28 @@ pub fn recovery_guardian(lifetime: Duration) -> Result<Guardian> {
 }
 
 /// The RG disk of the VM's open recovery, on the host.
-pub fn rg_disk(world: &World, vm: &str) -> Result<PathBuf> {
-    let status = world.admin_json(&["recovery", "status", vm])?;
+pub fn rg_disk(host: &Host, vm: &str) -> Result<PathBuf> {
+    let status = host.admin_json(&["recovery", "status", vm])?;
     let id = status[0]["recovery_id"].as_str().context("no recovery")?;
-    Ok(world.store().join("recoveries").join(id).join("rg.vhdx"))
+    Ok(host.store().join("recoveries").join(id).join("rg.vhdx"))
 }
 
 /// The overlay of the VM's first disk, on the host.
-pub fn overlay(world: &World, vm: &str) -> Result<PathBuf> {
-    Ok(rg_disk(world, vm)?.with_file_name("overlay-0.qcow2"))
+pub fn overlay(host: &Host, vm: &str) -> Result<PathBuf> {
+    Ok(rg_disk(host, vm)?.with_file_name("overlay-0.qcow2"))
 }
 
 /// What a repair does to the first disk in overlay mode: `length` bytes at `offset` are written.
-pub fn repair(world: &World, vm: &str, offset: u64, length: u64) -> Result<()> {
+pub fn repair(host: &Host, vm: &str, offset: u64, length: u64) -> Result<()> {
     let mut command = Command::new("qemu-io");
-    command.args(["-f", "qcow2", "-c", &format!("write -P 77 {offset} {length}")]).arg(overlay(world, vm)?);
+    command.args(["-f", "qcow2", "-c", &format!("write -P 77 {offset} {length}")]).arg(overlay(host, vm)?);
     run(&mut command, b"", CONVERT)?.ok().context("qemu-io").map(drop)
 }
 
 /// Takes the VM's RG disk through a garage: lowers nothing, raises nothing, but seals state anew under keys for the
 /// fabric as a garage's `finish` does, lets `spoil` at the result, and puts the disk back.
-pub fn hand_back(world: &World, vm: &str, plan: &Plan, spoil: impl FnOnce(&mut Draft) -> Result<()>) -> Result<()> {
-    let vhdx = rg_disk(world, vm)?;
+pub fn hand_back(host: &Host, vm: &str, plan: &Plan, spoil: impl FnOnce(&mut Draft) -> Result<()>) -> Result<()> {
+    let vhdx = rg_disk(host, vm)?;
     let work = tempfile::tempdir()?;
     let raw = work.path().join("rg.raw");
     convert(&vhdx, "vhdx", &raw, "raw")?;
@@ -96,7 +96,7 @@ pub fn hand_back(world: &World, vm: &str, plan: &Plan, spoil: impl FnOnce(&mut D
     let shape: Value = serde_json::from_str(&manifest.spec)?;
     let generation = shape["generation"].as_u64().context("no generation")?;
     let ingress = Protector::parse(&manifest.protector)?;
-    let owner = owner(world)?;
+    let owner = owner(host)?;
     let now = OffsetDateTime::now_utc();
     let guardian = recovery_guardian(plan.lifetime)?;
     let granted = ingress.grant(&owner, &guardian.public().clone(), now)?;

@@ -1,63 +1,48 @@
-//! A fabric in a network namespace of its own: a switch, a Host Guardian Service, a guarded host's agent, and the
-//! tenant's offline folder. Everything in it ends with it, and what does not fails the run.
+//! A fabric in network namespaces of its own: a Host Guardian Service, a guarded host or two, and the tenant's offline
+//! folder. Everything in it ends with it, and what does not fails the run.
 
+use std::ops::{Deref, DerefMut};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use serde_json::Value;
 
+use crate::host::{Hgs, Host, READY, SHORT, ip};
 use crate::images::{self, GuestFile};
-use crate::process::{Finished, Service, run};
-use crate::ssh::Ssh;
+use crate::process::{Service, run};
 
 pub const SWITCH: &str = "br0";
 /// The host's own address on the switch, as a gateway would have it.
 pub const GATEWAY: &str = "10.77.0.1";
+/// The second host's.
+pub const SECOND_HOST: &str = "10.77.0.2";
+const HGS_PORT: u16 = 8443;
 pub const DVM_ADDRESS: &str = "10.77.0.10";
 pub const VMRE_ADDRESS: &str = "10.77.0.20";
 /// Where the garage's agent runs from, in the guest.
 const UNIT: &[u8] = include_bytes!("../../contrib/systemd/drydock-garage.service");
 
-const SHORT: Duration = Duration::from_secs(60);
-const READY: Duration = Duration::from_secs(30);
-
-/// What `ip netns` made, gone with the value.
-struct Netns(String);
-
-impl Netns {
-    fn new() -> Result<Self> {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let name = format!("dd-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
-        ip(&["netns", "add", &name])?;
-        let ns = Netns(name);
-        ip(&["-n", &ns.0, "link", "set", "lo", "up"])?;
-        ip(&["-n", &ns.0, "link", "add", SWITCH, "type", "bridge"])?;
-        ip(&["-n", &ns.0, "addr", "add", &format!("{GATEWAY}/24"), "dev", SWITCH])?;
-        ip(&["-n", &ns.0, "link", "set", SWITCH, "up"])?;
-        Ok(ns)
-    }
-}
-
-impl Drop for Netns {
-    fn drop(&mut self) {
-        let _ = ip(&["netns", "del", &self.0]);
-    }
-}
-
-fn ip(args: &[&str]) -> Result<String> {
-    Ok(run(Command::new("ip").args(args), b"", SHORT)?.ok().with_context(|| format!("ip {}", args.join(" ")))?.stdout)
-}
-
-/// One fabric and one tenant.
+/// One fabric and one tenant; what is done on a host is done on the first one.
 pub struct World {
     // Fields are dropped in this order: services before what they stand on.
-    agent: Option<Service>,
+    host: Host,
     hgs: Option<Service>,
-    netns: Netns,
     dir: tempfile::TempDir,
+}
+
+impl Deref for World {
+    type Target = Host;
+
+    fn deref(&self) -> &Host {
+        &self.host
+    }
+}
+
+impl DerefMut for World {
+    fn deref_mut(&mut self) -> &mut Host {
+        &mut self.host
+    }
 }
 
 impl World {
@@ -106,17 +91,15 @@ impl World {
         let base = worlds()?;
         reap_the_dead(&base)?;
         let dir = tempfile::Builder::new().prefix(&format!("{}-", std::process::id())).tempdir_in(&base)?;
-        for folder in ["tenant", "fabric"] {
-            std::fs::create_dir(dir.path().join(folder))?;
-        }
-        let mut world = World { agent: None, hgs: None, netns: Netns::new()?, dir };
+        let home = dir.path().join("fabric");
+        let hgs = Hgs { url: format!("https://127.0.0.1:{HGS_PORT}"), ca: home.join("hgs/hgs-ca.pem") };
+        let host = Host::new(GATEWAY, home, dir.path().join("tenant"), hgs)?;
+        let mut world = World { host, hgs: None, dir };
         prepare(&world.store())?;
-        let hgs_dir = world.fabric("hgs").display().to_string();
-        world.admin(&["hgs", "init", "--dir", &hgs_dir])?.ok()?;
+        let hgs_dir = path(&world.hgs_dir());
+        world.admin(&["hgs", "init", "--san", "127.0.0.1", "--san", GATEWAY, "--dir", &hgs_dir])?.ok()?;
         world.start_hgs()?;
-        let (key, store) = (world.fabric("host.pub.pem"), world.fabric("store"));
-        world.admin(&["host", "init", "--store", &path(&store), "--out", &path(&key)])?.ok()?;
-        world.admin(&["hgs", "add-host", "host-1", &path(&key), "--dir", &hgs_dir])?.ok()?;
+        world.register("host-1", &world.hgs_dir())?;
         world.start_agent()?;
 
         let fabric = world.fabric("fabric.guardian.xml");
@@ -126,159 +109,33 @@ impl World {
         Ok(world)
     }
 
-    /// One more virtual switch.
-    pub fn add_switch(&self, name: &str) -> Result<()> {
-        ip(&["-n", &self.netns.0, "link", "add", name, "type", "bridge"])?;
-        ip(&["-n", &self.netns.0, "link", "set", name, "up"]).map(drop)
+    fn hgs_dir(&self) -> PathBuf {
+        self.fabric("hgs")
     }
 
-    /// A path in the fabric's folder.
-    pub fn fabric(&self, name: &str) -> PathBuf {
-        self.dir.path().join("fabric").join(name)
-    }
-
-    /// A path in the tenant's folder.
-    pub fn offline(&self, name: &str) -> PathBuf {
-        self.dir.path().join("tenant").join(name)
-    }
-
-    /// The guarded host's store.
-    pub fn store(&self) -> PathBuf {
-        self.fabric("store")
-    }
-
-    pub fn netns(&self) -> &str {
-        &self.netns.0
-    }
-
-    fn inside(&self, program: &Path) -> Command {
-        let mut command = Command::new("ip");
-        command.args(["netns", "exec", &self.netns.0]).arg(program);
-        command
+    /// A second guarded host on the same network, with the same service and tenant. It is closed before the world is.
+    pub fn second_host(&self) -> Result<Host> {
+        let name = "host-2";
+        let hgs =
+            Hgs { url: format!("https://{GATEWAY}:{HGS_PORT}"), ca: self.dir.path().join(name).join("hgs-ca.pem") };
+        let ca = hgs.ca.clone();
+        let mut host = self.host.beside(SECOND_HOST, self.dir.path().join(name), hgs)?;
+        std::fs::copy(self.hgs_dir().join("hgs-ca.pem"), ca)?;
+        host.register(name, &self.hgs_dir())?;
+        host.start_agent()?;
+        Ok(host)
     }
 
     pub fn start_hgs(&mut self) -> Result<()> {
         let mut command = self.inside(&drydock()?);
-        command.args(["hgs", "serve", "--listen", "127.0.0.1:8443", "--dir"]).arg(self.fabric("hgs"));
+        command.args(["hgs", "serve", "--listen", &format!("0.0.0.0:{HGS_PORT}"), "--dir"]).arg(self.hgs_dir());
         self.hgs = Some(Service::start("the HGS", &mut command, "listening on", READY)?.0);
         Ok(())
-    }
-
-    /// One more service of `drydock` in the fabric.
-    pub fn serve(&self, name: &str, args: &[&str]) -> Result<Service> {
-        let mut command = self.inside(&drydock()?);
-        command.args(args);
-        Ok(Service::start(name, &mut command, "listening on", READY)?.0)
     }
 
     /// Ends the Host Guardian Service as an outage would.
     pub fn kill_hgs(&mut self) {
         self.hgs = None;
-    }
-
-    pub fn start_agent(&mut self) -> Result<()> {
-        self.start_agent_with(&[])
-    }
-
-    /// With variables for its environment.
-    pub fn start_agent_with(&mut self, variables: &[(&str, &str)]) -> Result<()> {
-        self.start_agent_of(&["https://127.0.0.1:8443"], variables)
-    }
-
-    /// With several nodes of the Host Guardian Service, in this order.
-    pub fn start_agent_of(&mut self, nodes: &[&str], variables: &[(&str, &str)]) -> Result<()> {
-        let mut command = self.inside(&drydock()?);
-        command.envs(variables.iter().copied());
-        command.args(["host", "serve"]).args(nodes.iter().flat_map(|url| ["--hgs", url])).arg("--hgs-ca");
-        command.arg(self.fabric("hgs/hgs-ca.pem")).arg("--store").arg(self.store());
-        command.arg("--socket").arg(self.socket());
-        self.agent = Some(Service::start("the agent", &mut command, "listening on", READY)?.0);
-        Ok(())
-    }
-
-    /// Kills the agent where it stands. Its VMs go on without it.
-    pub fn kill_agent(&mut self) -> Result<()> {
-        let agent = self.agent.take().context("no agent runs")?;
-        agent.kill_alone()
-    }
-
-    /// Waits for the end of an agent that is dying.
-    pub fn agent_died(&mut self) -> Result<()> {
-        self.agent.take().context("no agent runs")?.died(SHORT)
-    }
-
-    pub fn agent_log(&self) -> String {
-        self.agent.as_ref().map(Service::log).unwrap_or_default()
-    }
-
-    pub fn agent_pid(&self) -> Result<u32> {
-        Ok(self.agent.as_ref().context("no agent runs")?.pid())
-    }
-
-    /// The agent's socket.
-    pub fn socket(&self) -> PathBuf {
-        self.fabric("run/agent.sock")
-    }
-
-    /// `drydock` as the fabric admin on the host.
-    pub fn admin(&self, args: &[&str]) -> Result<Finished> {
-        self.admin_within(args, SHORT * 10)
-    }
-
-    pub fn admin_within(&self, args: &[&str], deadline: Duration) -> Result<Finished> {
-        run(&mut self.admin_command(args)?, b"", deadline)
-    }
-
-    /// The same, not yet run.
-    pub fn admin_command(&self, args: &[&str]) -> Result<Command> {
-        let mut command = self.inside(&drydock()?);
-        command.args(args).arg("--socket").arg(self.socket());
-        Ok(command)
-    }
-
-    /// The answer of an admin's command as JSON.
-    pub fn admin_json(&self, args: &[&str]) -> Result<Value> {
-        let mut all = args.to_vec();
-        all.push("--json");
-        self.admin(&all)?.ok()?.json().map(|mut value| value["result"].take())
-    }
-
-    /// `drydock` on the tenant host: no network at all, the keys in a folder of its own.
-    pub fn tenant(&self, args: &[&str]) -> Result<Finished> {
-        let mut command = Command::new("unshare");
-        let home = self.dir.path().join("tenant");
-        command.arg("--net").arg(drydock()?).args(args).env("HOME", &home).current_dir(&home);
-        run(&mut command, b"", SHORT)
-    }
-
-    /// The tenant's SSH key, made when first asked for.
-    pub fn ssh_key(&self) -> Result<PathBuf> {
-        let key = self.offline("id_ed25519");
-        if !key.exists() {
-            let mut command = Command::new("ssh-keygen");
-            command.args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(&key);
-            run(&mut command, b"", SHORT)?.ok()?;
-        }
-        Ok(key)
-    }
-
-    pub fn ssh(&self, address: &str) -> Result<Ssh> {
-        Ok(Ssh { netns: self.netns.0.clone(), address: address.to_owned(), key: self.ssh_key()? })
-    }
-
-    /// The tenant makes a protector, the fabric admin a VM with it.
-    pub fn create_vm(&self, name: &str, disk: &Path, extra: &[&str]) -> Result<Value> {
-        self.create_with(name, disk, SWITCH, extra)
-    }
-
-    pub fn create_with(&self, name: &str, disk: &Path, switch: &str, extra: &[&str]) -> Result<Value> {
-        let protector = self.offline(&format!("{name}.protector.xml"));
-        self.tenant(&["protector", "new", "--owner", "tenant", "--guardian", "fabric", "--out", &path(&protector)])?
-            .ok()?;
-        let (disk, protector) = (path(disk), path(&protector));
-        let mut args = vec!["vm", "create", name, "--disk", &disk, "--protector", &protector, "--switch", switch];
-        args.extend(extra);
-        self.admin_json(&args)
     }
 
     /// The VM that will be damaged: a web server of somebody's, reachable by SSH.
@@ -315,26 +172,6 @@ impl World {
         images::provision(image, disk, &files)
     }
 
-    /// Waits until a guest with this MAC address has spoken on the switch: it is up, whatever its network does.
-    pub fn wait_for_mac(&self, mac: &str, deadline: Duration) -> Result<()> {
-        let end = Instant::now() + deadline;
-        loop {
-            let table = run(
-                Command::new("bridge").args(["-n", &self.netns.0, "fdb", "show", "br", SWITCH, "dynamic"]),
-                b"",
-                SHORT,
-            )?
-            .ok()?;
-            if table.stdout.to_lowercase().contains(&mac.to_lowercase()) {
-                return Ok(());
-            }
-            if Instant::now() > end {
-                bail!("no sign of {mac} on the switch within {} s", deadline.as_secs());
-            }
-            std::thread::sleep(Duration::from_millis(500));
-        }
-    }
-
     /// Processes that belong to this world, by the folder in their command line.
     pub fn survivors(&self) -> Vec<String> {
         let found = processes(&self.dir.path().display().to_string());
@@ -343,9 +180,7 @@ impl World {
 
     /// Ends everything in order and fails if a process is left.
     pub fn close(mut self) -> Result<()> {
-        if let Some(agent) = self.agent.take() {
-            agent.terminate(Duration::from_secs(180))?;
-        }
+        self.shut_down()?;
         if let Some(hgs) = self.hgs.take() {
             hgs.terminate(Duration::from_secs(30))?;
         }
@@ -360,7 +195,7 @@ impl World {
 impl Drop for World {
     fn drop(&mut self) {
         // After a failure: nothing of ours may outlive the run.
-        self.agent = None;
+        self.cut_off();
         self.hgs = None;
         unmount(&self.store());
         kill_all(&self.dir.path().display().to_string());
