@@ -9,7 +9,7 @@
 //! | [`qemu`] | typed spec to QEMU command line; pure |
 //! | [`disk`] | what a disk image must not bring along, and its description for QEMU |
 //! | [`tap`] | a VM's port on a virtual switch |
-//! | [`running`] | a live VM; its overlays merged while it runs |
+//! | [`running`] | a live VM; its overlays merged while it runs; its state passed to another host's QEMU, or taken from one |
 //!
 //! Secrets reach the child processes through pipes that they inherit, never through an argument,
 //! an environment variable or a file.
@@ -17,8 +17,10 @@
 pub mod accel;
 pub mod disk;
 mod error;
+mod incoming;
 mod merge;
 mod orphan;
+mod outgoing;
 mod process;
 pub mod qemu;
 mod qmp;
@@ -31,7 +33,7 @@ mod swtpm_ctrl;
 pub mod tap;
 
 pub use error::Error;
-pub use orphan::{end_orphan, find_qemu};
+pub use orphan::{end_orphan, find_incoming, find_qemu};
 pub use running::{Exit, Running, StartOptions};
 pub use spec::{Backing, DiskFormat, DiskSpec, Firmware, NicSpec, Policy, VmSpec};
 

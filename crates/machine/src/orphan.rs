@@ -1,5 +1,6 @@
 //! QEMU processes that outlived the agent which started them.
 
+use std::path::Path;
 use std::time::Duration;
 
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
@@ -18,6 +19,19 @@ pub fn find_qemu(id: Uuid) -> Option<u32> {
         .flatten()
         .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
         .find(|pid| uuid_of(*pid).is_some_and(|found| found == id))
+}
+
+/// The process id of a QEMU that waits for the state of the VM `id` and keeps its variables at `vars`.
+pub fn find_incoming(id: Uuid, vars: &Path) -> Option<u32> {
+    let id = id.to_string();
+    let vars = serde_json::to_string(vars).ok()?;
+    std::fs::read_dir("/proc").ok()?.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).find(
+        |pid| {
+            let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            uuid_of(*pid).is_some_and(|found| found == id)
+                && line.split(|b| *b == 0).any(|word| String::from_utf8_lossy(word).contains(&vars))
+        },
+    )
 }
 
 /// Cuts such a VM's power. Its swtpm ends by itself when its control channel closes.

@@ -4,12 +4,16 @@
 //! Protocol: docs/interop/qmp-spec.rst in QEMU's sources.
 
 use std::collections::HashMap;
+use std::io::IoSlice;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use serde::Deserialize;
 use serde_json::{Value, json};
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Interest};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{broadcast, oneshot};
@@ -41,6 +45,15 @@ pub(crate) enum Command {
     QueryBlockJobs,
     Stop,
     Cont,
+    GetFd,
+    BlockdevMirror,
+    BlockJobCancel,
+    MigrateSetCapabilities,
+    Migrate,
+    MigrateIncoming,
+    MigrateContinue,
+    MigrateCancel,
+    QueryMigrate,
 }
 
 impl Command {
@@ -62,6 +75,15 @@ impl Command {
             Self::QueryBlockJobs => "query-block-jobs",
             Self::Stop => "stop",
             Self::Cont => "cont",
+            Self::GetFd => "getfd",
+            Self::BlockdevMirror => "blockdev-mirror",
+            Self::BlockJobCancel => "block-job-cancel",
+            Self::MigrateSetCapabilities => "migrate-set-capabilities",
+            Self::Migrate => "migrate",
+            Self::MigrateIncoming => "migrate-incoming",
+            Self::MigrateContinue => "migrate-continue",
+            Self::MigrateCancel => "migrate_cancel",
+            Self::QueryMigrate => "query-migrate",
         }
     }
 }
@@ -117,6 +139,15 @@ impl Qmp {
 
     /// Runs one command.
     pub(crate) async fn execute(&self, command: Command, arguments: Value) -> Result<Value> {
+        self.send(command, arguments, None).await
+    }
+
+    /// Gives QEMU a descriptor, which it knows by `name` until a command uses it up.
+    pub(crate) async fn pass(&self, name: &str, descriptor: impl AsFd) -> Result<()> {
+        self.send(Command::GetFd, json!({"fdname": name}), Some(descriptor.as_fd())).await.map(drop)
+    }
+
+    async fn send(&self, command: Command, arguments: Value, descriptor: Option<BorrowedFd<'_>>) -> Result<Value> {
         let (sender, receiver) = oneshot::channel();
         {
             let mut guard = self.writer.lock().await;
@@ -134,7 +165,11 @@ impl Qmp {
             })
             .to_string();
             line.push('\n');
-            writer.write_all(line.as_bytes()).await.map_err(|_| Error::QmpClosed)?;
+            let mut rest = line.as_bytes();
+            if let Some(descriptor) = descriptor {
+                rest = &rest[send_with(writer, rest, descriptor).await.map_err(|_| Error::QmpClosed)?..];
+            }
+            writer.write_all(rest).await.map_err(|_| Error::QmpClosed)?;
         }
         match tokio::time::timeout(ANSWER, receiver).await {
             Err(_) => Err(Error::Deadline { what: command.name(), seconds: ANSWER.as_secs() }),
@@ -157,6 +192,20 @@ impl Drop for Qmp {
     fn drop(&mut self) {
         self.reader.abort();
     }
+}
+
+/// Sends the beginning of `line`, and the descriptor beside it; how much was sent.
+async fn send_with(writer: &OwnedWriteHalf, line: &[u8], descriptor: BorrowedFd<'_>) -> std::io::Result<usize> {
+    let stream = writer.as_ref();
+    stream
+        .async_io(Interest::WRITABLE, || {
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+            let mut beside = SendAncillaryBuffer::new(&mut space);
+            let descriptors = [descriptor];
+            beside.push(SendAncillaryMessage::ScmRights(&descriptors));
+            Ok(sendmsg(stream, &[IoSlice::new(line)], &mut beside, SendFlags::NOSIGNAL)?)
+        })
+        .await
 }
 
 fn lock(pending: &SharedPending) -> std::sync::MutexGuard<'_, Pending> {

@@ -67,23 +67,25 @@ pub struct Running {
 }
 
 /// The disks that the VM has now.
-struct Disks {
-    attached: Vec<Attached>,
+pub(crate) struct Disks {
+    pub(crate) attached: Vec<Attached>,
     /// Node and device names are never used twice.
     next_index: usize,
     free_ports: Vec<usize>,
 }
 
-struct Attached {
+pub(crate) struct Attached {
     serial: String,
-    index: usize,
+    pub(crate) index: usize,
+    /// QEMU's name for the image that the guest uses.
+    pub(crate) node: String,
     port: usize,
     /// In the sealed record: part of the VM, cannot be taken out.
-    sealed: bool,
+    pub(crate) sealed: bool,
     /// An operation on it is under way.
-    busy: bool,
+    pub(crate) busy: bool,
     /// Its overlay was merged and nobody has written that down: the guest is paused.
-    unsettled: bool,
+    pub(crate) unsettled: bool,
 }
 
 impl Running {
@@ -100,13 +102,38 @@ impl Running {
         record: &SealedRecord,
         options: StartOptions,
     ) -> Result<Self> {
+        swtpm::require_state(&slot.join(state::VTPM))?;
+        Self::launch(spec, slot, key, record, options, false).await
+    }
+
+    /// Starts QEMU and swtpm for the same VM without its guest, whose state is to come from another host; `slot` is one
+    /// of [`state::prepare`].
+    ///
+    /// # Errors
+    /// As for [`Running::start`].
+    pub async fn incoming(
+        spec: &VmSpec,
+        slot: &Path,
+        key: &TransportKey,
+        record: &SealedRecord,
+        options: StartOptions,
+    ) -> Result<Self> {
+        Self::launch(spec, slot, key, record, options, true).await
+    }
+
+    async fn launch(
+        spec: &VmSpec,
+        slot: &Path,
+        key: &TransportKey,
+        record: &SealedRecord,
+        options: StartOptions,
+        incoming: bool,
+    ) -> Result<Self> {
         spec.validate()?;
         record.check(spec)?;
         if options.console && record.policy == Policy::Shielded {
             return Err(Error::Policy { what: "a console".into() });
         }
-        let vtpm = slot.join(state::VTPM);
-        swtpm::require_state(&vtpm)?;
         let disks = spec.disks.iter().map(disk::check).collect::<Result<Vec<_>>>()?;
         DirBuilder::new()
             .recursive(true)
@@ -119,7 +146,7 @@ impl Running {
             ports.unplug().await;
             return Err(error);
         }
-        let parts = match launch(spec, slot, key, &options, &disks, &ports.taps) {
+        let parts = match launch(spec, slot, key, &options, &disks, &ports.taps, incoming) {
             Ok(parts) => parts,
             Err(error) => {
                 ports.unplug().await;
@@ -131,7 +158,7 @@ impl Running {
         let pid = parts.qemu.child.id().unwrap_or_default();
         tokio::spawn(supervise(parts.qemu, parts.swtpm, ports, killed, exit_sender));
 
-        match greet(parts.qmp, options.console).await {
+        match greet(parts.qmp, options.console, incoming).await {
             Ok(qmp) => {
                 Ok(Self { qmp, pid, kill, exit, console: parts.console, disks: Mutex::new(Disks::new(spec, record)) })
             }
@@ -322,6 +349,14 @@ impl Running {
         }
     }
 
+    /// A disk's overlay was merged and that was written down.
+    pub(crate) fn set_merged(&self, index: usize) {
+        if let Some(disk) = self.disks().attached.iter_mut().find(|disk| disk.index == index) {
+            disk.unsettled = false;
+            disk.node = disk::backing_node(&disk.node);
+        }
+    }
+
     pub(crate) fn qmp(&self) -> &Qmp {
         &self.qmp
     }
@@ -333,7 +368,7 @@ impl Running {
         }
     }
 
-    fn disks(&self) -> std::sync::MutexGuard<'_, Disks> {
+    pub(crate) fn disks(&self) -> std::sync::MutexGuard<'_, Disks> {
         self.disks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -350,6 +385,7 @@ impl Disks {
                 .map(|(index, disk)| Attached {
                     serial: disk.serial.clone(),
                     index,
+                    node: qemu::disk_node(index),
                     port: index,
                     sealed: index < record.disks.len(),
                     busy: false,
@@ -375,6 +411,7 @@ impl Disks {
         self.attached.push(Attached {
             serial: spec.serial.clone(),
             index,
+            node: qemu::disk_node(index),
             port,
             sealed: false,
             busy: true,
@@ -447,11 +484,13 @@ fn launch(
     options: &StartOptions,
     disks: &[disk::CheckedDisk],
     taps: &[String],
+    incoming: bool,
 ) -> Result<Parts> {
     const FDS: Fds = Fds { qmp: 3, tpm: 4, vars_key: 5, console: Some(6) };
     let slot = std::path::absolute(slot).map_err(Error::io("find", slot))?;
     let fds = Fds { console: FDS.console.filter(|_| options.console), ..FDS };
-    let args = qemu::argv(&Launch { spec, disks, taps, vars: &slot.join(state::VARS), accel: &options.accel, fds })?;
+    let vars = slot.join(state::VARS);
+    let args = qemu::argv(&Launch { spec, disks, taps, vars: &vars, accel: &options.accel, fds, incoming })?;
     let (tpm, tpm_control) = StdStream::pair().map_err(Error::system("make a socket pair"))?;
     let (qmp, qmp_theirs) = our_pair()?;
     let mut inherited =
@@ -471,16 +510,16 @@ fn launch(
 }
 
 /// A socket pair without a name in any file system: our end, and the one to pass on.
-fn our_pair() -> Result<(UnixStream, StdStream)> {
+pub(crate) fn our_pair() -> Result<(UnixStream, StdStream)> {
     let (ours, theirs) = StdStream::pair().map_err(Error::system("make a socket pair"))?;
     ours.set_nonblocking(true).map_err(Error::system("set up a socket"))?;
     let ours = UnixStream::from_std(ours).map_err(Error::system("set up a socket"))?;
     Ok((ours, theirs))
 }
 
-/// Waits until QEMU runs the guest, and asks it what channels to the outside it has: what counts is
+/// Waits until QEMU runs the guest, or is ready to take its state, and asks it what channels to the outside it has: what counts is
 /// what QEMU made of its command line.
-async fn greet(stream: UnixStream, console: bool) -> Result<Qmp> {
+async fn greet(stream: UnixStream, console: bool, incoming: bool) -> Result<Qmp> {
     let work = async {
         let qmp = Qmp::connect(stream).await?;
         let wanted = qemu::chardevs(console);
@@ -496,7 +535,8 @@ async fn greet(stream: UnixStream, console: bool) -> Result<Qmp> {
         loop {
             let status = qmp.execute(Command::QueryStatus, json!({})).await?;
             match status["status"].as_str() {
-                Some("running") => return Ok(qmp),
+                Some("running") if !incoming => return Ok(qmp),
+                Some("inmigrate") if incoming => return Ok(qmp),
                 Some("prelaunch") => tokio::time::sleep(Duration::from_millis(50)).await,
                 other => {
                     return Err(Error::Ended { reason: format!("QEMU is {}", other.unwrap_or("in no state")) });

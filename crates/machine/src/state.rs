@@ -58,6 +58,36 @@ pub async fn create(
     finish(slot, &sealed)
 }
 
+/// Makes the slot of a VM whose state is to come from another host's QEMU: its record, variables that will be
+/// overwritten, no vTPM yet.
+///
+/// # Errors
+/// When the directory has something in it, or a tool fails.
+pub async fn prepare(
+    slot: &Path,
+    key: &TransportKey,
+    record: &SealedRecord,
+    protector_digest: &str,
+    firmware: &Firmware,
+) -> Result<()> {
+    let sealed = record.seal(key, protector_digest)?;
+    make_empty_dir(slot)?;
+    let source = Source { options: file_options("raw", &firmware.vars_template)?, key: None };
+    convert_vars(source, &slot.join(VARS), key).await?;
+    make_empty_dir(&slot.join(VTPM))?;
+    write_record(slot, &sealed)
+}
+
+/// Flushes what came into a slot of [`prepare`], once the VM runs on it.
+///
+/// # Errors
+/// [`Error::NoTpmState`] when no vTPM came.
+pub fn settle(slot: &Path) -> Result<()> {
+    swtpm::require_state(&slot.join(VTPM))?;
+    sync_contents(slot)?;
+    sync(slot)
+}
+
 /// Opens a slot's record.
 ///
 /// # Errors
@@ -99,16 +129,24 @@ pub async fn reseal(
 
 /// The record comes last: a slot without one is not a slot.
 fn finish(slot: &Path, sealed: &[u8]) -> Result<()> {
+    sync_contents(slot)?;
+    write_record(slot, sealed)?;
+    slot.parent().map_or(Ok(()), sync)
+}
+
+fn sync_contents(slot: &Path) -> Result<()> {
     sync(&slot.join(VARS))?;
     let vtpm = slot.join(VTPM);
     sync(&vtpm.join(swtpm::STATE_FILE))?;
-    sync(&vtpm)?;
+    sync(&vtpm)
+}
+
+fn write_record(slot: &Path, sealed: &[u8]) -> Result<()> {
     let path = slot.join(RECORD);
     let mut file =
         OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path).map_err(Error::io("create", &path))?;
     file.write_all(sealed).and_then(|()| file.sync_all()).map_err(Error::io("write", &path))?;
-    sync(slot)?;
-    slot.parent().map_or(Ok(()), sync)
+    sync(slot)
 }
 
 fn sync(path: &Path) -> Result<()> {
