@@ -5,8 +5,8 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use key_protector::{Protector, Rolled};
-use machine::accel::Chooser;
+use key_protector::{DerivedKey, Protector, Rolled, TransportKey};
+use machine::accel::{Chooser, Verdict};
 use machine::record::SealedRecord;
 use machine::{DiskSpec, Policy, Running, StartOptions, VmSpec};
 use tokio::sync::OwnedMutexGuard;
@@ -24,10 +24,42 @@ const SHUTDOWN: Duration = Duration::from_secs(90);
 
 /// A VM that runs under this agent.
 pub(crate) struct Live {
-    running: Running,
+    pub(crate) running: Running,
     /// The policy in the sealed record that it was started with; what the files say does not count.
     policy: Policy,
     console: Option<Console>,
+    /// What QEMU was started with, disks of a recovery left out.
+    spec: VmSpec,
+    accel: Verdict,
+    /// Derived from the transport key; all that is kept of it.
+    migration: DerivedKey,
+}
+
+impl Live {
+    pub(crate) fn new(
+        mut running: Running,
+        spec: &VmSpec,
+        record: &SealedRecord,
+        key: &TransportKey,
+        accel: Verdict,
+    ) -> Self {
+        let console = running.take_console().map(Console::spawn);
+        let migration = key.derive(crate::migration::LABEL);
+        Live { running, policy: record.policy, console, spec: spec.clone(), accel, migration }
+    }
+
+    pub(crate) fn spec(&self) -> &VmSpec {
+        &self.spec
+    }
+
+    pub(crate) fn accel(&self) -> &Verdict {
+        &self.accel
+    }
+
+    /// What both hosts of a migration prove to have.
+    pub(crate) fn migration_key(&self) -> &DerivedKey {
+        &self.migration
+    }
 }
 
 type Cell = Arc<tokio::sync::Mutex<Option<Live>>>;
@@ -66,6 +98,14 @@ impl VmLock {
         &self.dir
     }
 
+    pub(crate) fn live(&self) -> Option<&Live> {
+        self.live.as_ref()
+    }
+
+    pub(crate) fn set_live(&mut self, live: Live) {
+        *self.live = Some(live);
+    }
+
     /// True while QEMU runs. A guest that switched itself off is noticed here.
     pub fn is_running(&mut self) -> bool {
         if self.live.as_mut().is_some_and(|live| !live.running.is_alive()) {
@@ -86,11 +126,29 @@ impl VmLock {
         Ok(machine::find_qemu(self.dir.spec()?.id))
     }
 
-    /// Nothing may be done to a VM that runs out of this agent's hands, except to end it.
+    /// Nothing may be done to a VM that runs out of this agent's hands, here or on another host, except to end it.
     ///
     /// # Errors
-    /// `WrongState`, naming the process.
+    /// `WrongState`, naming the process or the host.
     pub fn refuse_orphan(&mut self) -> Result<()> {
+        self.refuse_process()?;
+        let name = self.dir.name();
+        match self.dir.handed_over()? {
+            None => Ok(()),
+            Some(handed_over) => Err(Error::new(
+                Kind::WrongState,
+                format!("{name} was handed over to {}, and may run there", handed_over.to),
+            )
+            .remedy(format!(
+                "look there; if it is there, drydock vm delete {name}, here; if it is not and never will be, drydock vm \
+                 migrate {name} --take-back"
+            ))),
+        }
+    }
+
+    /// # Errors
+    /// `WrongState`, naming the process of an earlier agent.
+    pub(crate) fn refuse_process(&mut self) -> Result<()> {
         let name = self.dir.name().to_owned();
         match self.orphan()? {
             None => Ok(()),
@@ -112,7 +170,7 @@ impl VmLock {
                 Some(pid) if force => machine::end_orphan(pid)
                     .await
                     .context(Kind::Internal, || format!("cannot end process {pid}, the QEMU of {}", self.dir.name())),
-                _ => self.refuse_orphan(),
+                _ => self.refuse_process(),
             };
         }
         let Some(live) = self.live.as_mut() else { return Ok(()) };
@@ -322,25 +380,27 @@ impl Agent {
         let next = self.reseal(&vm.dir, current, &rolled, record).await?;
         let record = next.record;
 
-        let mut spec = spec;
-        spec.disks.extend(vm.dir.attached()?);
+        let mut whole = spec.clone();
+        whole.disks.extend(vm.dir.attached()?);
+        let options = self.start_options(&name, record.policy).await?;
+        let accel = options.accel.clone();
+        events.say("start", format!("starting {name} under {} ({})", accel.accel, accel.reason));
+        let slot = vm.dir.slot(next.generation);
+        let running = Running::start(&whole, &slot, &rolled.egress, &record, options)
+            .await
+            .context(Kind::Internal, || format!("{name} did not start"))?;
+        *vm.live = Some(Live::new(running, &spec, &record, &rolled.egress, accel));
+        Ok(())
+    }
+
+    /// How a VM with this sealed policy is started now.
+    pub(crate) async fn start_options(&self, name: &str, policy: Policy) -> Result<StartOptions> {
         let chooser = Arc::clone(&self.accel);
         let accel = tokio::task::spawn_blocking(move || chooser.now())
             .await
             .context(Kind::Internal, || "the search for KVM stopped".into())?;
-        events.say("start", format!("starting {name} under {} ({})", accel.accel, accel.reason));
-        let options = StartOptions {
-            accel,
-            log_dir: self.store.logs(&name),
-            console: record.policy == Policy::EncryptionSupported,
-        };
-        let slot = vm.dir.slot(next.generation);
-        let mut running = Running::start(&spec, &slot, &rolled.egress, &record, options)
-            .await
-            .context(Kind::Internal, || format!("{name} did not start"))?;
-        let console = running.take_console().map(Console::spawn);
-        *vm.live = Some(Live { running, policy: record.policy, console });
-        Ok(())
+        let console = policy == Policy::EncryptionSupported;
+        Ok(StartOptions { accel, log_dir: self.store.logs(name), console })
     }
 
     /// Moves a VM's sealed state into the next slot, under the egress key, and puts that in force.
@@ -457,6 +517,7 @@ impl Agent {
             owner: owner.common_name().to_owned(),
             owner_fingerprint: owner.fingerprint(),
             recovery: dir.hold()?,
+            handed_over: dir.handed_over()?,
             pid,
         })
     }

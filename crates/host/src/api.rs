@@ -31,6 +31,15 @@ pub enum VmRequest {
     VmConsole {
         name: String,
     },
+    /// Moves a running VM to the agent that takes migrations at `to`, `HOST:PORT`.
+    VmMigrate {
+        name: String,
+        to: String,
+    },
+    /// The VM did not get to where it was handed over, and never will: it is this host's again.
+    VmTakeBack {
+        name: String,
+    },
     /// Changes the security policy; possible in local mode only, by who holds a guardian's key there.
     VmSetPolicy {
         name: String,
@@ -86,8 +95,20 @@ pub struct VmStatus {
     /// Set while a recovery holds the VM.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub recovery: Option<Hold>,
+    /// Set when it was handed over to another host that has not said whether it runs there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub handed_over: Option<HandedOver>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pid: Option<u32>,
+}
+
+/// Where a VM went that may run there: it must not be started here.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HandedOver {
+    pub migration: uuid::Uuid,
+    /// `HOST:PORT` of the agent there.
+    pub to: String,
 }
 
 /// Why a VM must not be started, changed or deleted for now.

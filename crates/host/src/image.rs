@@ -104,6 +104,26 @@ pub async fn import(source: &Path, target: &Path, events: &Events) -> Result<Ima
     Ok(info)
 }
 
+/// Makes an empty qcow2 of `size` bytes that nobody else can read.
+///
+/// # Errors
+/// `Internal` with what qemu-img said.
+pub async fn create(target: &Path, size: u64) -> Result<()> {
+    let output = Command::new("qemu-img")
+        .args(["create", "-q", "-f", "qcow2"])
+        .arg(target)
+        .arg(size.to_string())
+        .stdin(Stdio::null())
+        .output()
+        .await
+        .map_err(missing_qemu_img)?;
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr);
+        return Err(Error::new(Kind::Internal, format!("qemu-img cannot make {}: {}", target.display(), said.trim())));
+    }
+    Ok(())
+}
+
 /// `qemu-img -p` prints `    (12.34/100%)` and returns to the start of the line.
 fn last_percent(text: &str) -> Option<f64> {
     let end = text.rfind("/100%)")?;

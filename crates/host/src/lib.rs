@@ -13,6 +13,7 @@ pub mod error;
 mod holder;
 pub mod image;
 pub mod keys;
+pub mod migration;
 pub mod server;
 pub mod service;
 pub mod store;

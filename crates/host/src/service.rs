@@ -41,6 +41,14 @@ pub async fn vm_request(agent: &Agent, request: VmRequest, events: &Events) -> R
             json!({ "deleted": name })
         }
         VmRequest::VmConsole { name } => return Ok(Outcome::Stream(agent.console(&name).await?)),
+        VmRequest::VmMigrate { name, to } => {
+            agent.migrate(&mut agent.lock(&name)?, &to, events).await?;
+            json!({ "migrated": name, "to": to })
+        }
+        VmRequest::VmTakeBack { name } => {
+            agent.take_back(&mut agent.lock(&name)?).await?;
+            status(agent, &name)?
+        }
         VmRequest::VmSetPolicy { name, policy } => {
             agent.set_policy(&mut agent.lock(&name)?, policy, events).await?;
             status(agent, &name)?
