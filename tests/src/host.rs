@@ -26,7 +26,10 @@ impl Netns {
         ip(&["netns", "add", &name])?;
         let ns = Netns(name);
         ip(&["-n", &ns.0, "link", "set", "lo", "up"])?;
-        ip(&["-n", &ns.0, "link", "add", SWITCH, "type", "bridge"])?;
+        // An address of its own: otherwise it changes with every port, and the other hosts look for the old one.
+        let host = address.rsplit('.').next().and_then(|last| last.parse::<u8>().ok()).unwrap_or_default();
+        let mac = format!("52:54:00:77:00:{host:02x}");
+        ip(&["-n", &ns.0, "link", "add", SWITCH, "address", &mac, "type", "bridge"])?;
         ip(&["-n", &ns.0, "addr", "add", &format!("{address}/24"), "dev", SWITCH])?;
         ip(&["-n", &ns.0, "link", "set", SWITCH, "up"])?;
         Ok(ns)
@@ -147,11 +150,21 @@ impl Host {
 
     /// With several nodes of the Host Guardian Service, in this order.
     pub fn start_agent_of(&mut self, nodes: &[&str], variables: &[(&str, &str)]) -> Result<()> {
+        self.start(nodes, &[], variables)
+    }
+
+    /// An agent that takes migrations on this address and port.
+    pub fn start_agent_taking(&mut self, migrations: &str) -> Result<()> {
+        let url = self.hgs.url.clone();
+        self.start(&[&url], &["--migration-listen", migrations], &[])
+    }
+
+    fn start(&mut self, nodes: &[&str], more: &[&str], variables: &[(&str, &str)]) -> Result<()> {
         let mut command = self.inside(&drydock()?);
         command.envs(variables.iter().copied());
         command.args(["host", "serve"]).args(nodes.iter().flat_map(|url| ["--hgs", url])).arg("--hgs-ca");
         command.arg(&self.hgs.ca).arg("--store").arg(self.store());
-        command.arg("--socket").arg(self.socket());
+        command.arg("--socket").arg(self.socket()).args(more);
         self.agent = Some(Service::start("the agent", &mut command, "listening on", READY)?.0);
         Ok(())
     }
