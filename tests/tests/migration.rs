@@ -143,6 +143,7 @@ fn a_host_that_is_not_trusted_takes_nothing() -> Result<()> {
     migrate()?.ok().context("the control")?;
     ensure!(state(&second, "dvm")? == "running" && vms(&world)? == 0);
     denials.close();
+    second.admin(&["vm", "stop", "dvm", "--force"])?.ok()?;
     second.shut_down()?;
     world.close()
 }
@@ -177,6 +178,7 @@ fn an_agent_that_dies_on_the_way_leaves_one_vm() -> Result<()> {
     // The control.
     world.admin(&["vm", "migrate", "dvm", "--to", THERE])?.ok().context("the control")?;
     ensure!(qemus(&id)? == 1 && state(&second, "dvm")? == "running");
+    second.admin(&["vm", "stop", "dvm", "--force"])?.ok()?;
     second.shut_down()?;
     world.close()
 }
