@@ -2,6 +2,8 @@
 SHELL := /bin/bash
 export DRYDOCK_BIN = $(CURDIR)/target/debug/drydock
 export RUST_BACKTRACE ?= 0
+# Properties are tried on the same values in every run; with another number, on others.
+export PROPTEST_RNG_SEED ?= 1
 
 # Switches and network namespaces need root; building does not.
 ROOT := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env=HOME,PATH,DRYDOCK_BIN,DRYDOCK_CACHE,XDG_CACHE_HOME,RUST_BACKTRACE)
@@ -9,13 +11,13 @@ ifneq ($(ROOT),)
 export CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER = $(ROOT)
 endif
 
-.PHONY: demo test build images bootstrap lint unit e2e bench-hgs bench-recovery
+.PHONY: demo test build images bootstrap lint unit fuzz test-attacks e2e bench-hgs bench-recovery
 
 demo: build images
 	$(ROOT) target/debug/drydock-demo
 
 # The slow end-to-end tests come last: what fails in seconds fails first.
-test: lint unit e2e
+test: lint unit fuzz test-attacks e2e
 
 bootstrap:
 	@scripts/bootstrap
@@ -28,14 +30,26 @@ images: bootstrap
 
 lint: bootstrap
 	cargo fmt --all --check
-	cargo clippy --workspace --all-targets --locked -- -D warnings
+	cargo clippy --workspace --all-targets --features drydock-fuzz/libfuzzer --locked -- -D warnings
 	scripts/licences
 
 unit: build
 	cargo test --workspace --locked --exclude drydock-tests
 
+# FUZZ_SECONDS for each target; docs/testing.md says how to go on by hand. Dependencies are those of every other build.
+fuzz: bootstrap
+	RUSTC_WORKSPACE_WRAPPER=$(CURDIR)/fuzz/rustc \
+		cargo build --workspace --locked --bin drydock-fuzz --features drydock-fuzz/libfuzzer
+	fuzz/run
+
+# Every row of docs/threat-model.md that needs real processes. Ends with `N passed, N failed`.
+test-attacks: build images
+	@cargo test --quiet --package drydock-tests --locked --test attacks
+
+# All other targets of the bench, by their files.
 e2e: build images
-	cargo test --package drydock-tests --locked -- --nocapture --test-threads 1
+	cargo test --package drydock-tests --locked --lib --bins \
+		$(patsubst tests/tests/%.rs,--test %,$(wildcard tests/tests/*.rs)) -- --nocapture --test-threads 1
 
 # What the Host Guardian Service does in a second, beside openssl's private-key operations in the same run.
 bench-hgs: bootstrap

@@ -150,22 +150,40 @@ impl Host {
 
     /// With several nodes of the Host Guardian Service, in this order.
     pub fn start_agent_of(&mut self, nodes: &[&str], variables: &[(&str, &str)]) -> Result<()> {
-        self.start(nodes, &[], variables)
+        self.run_agent(nodes, &[], variables)
     }
 
-    /// An agent that takes migrations on this address and port.
-    pub fn start_agent_taking(&mut self, migrations: &str) -> Result<()> {
+    /// Keeping keys for starts without the Host Guardian Service.
+    pub fn start_agent_offline(&mut self) -> Result<()> {
         let url = self.hgs.url.clone();
-        self.start(&[&url], &["--migration-listen", migrations], &[])
+        self.run_agent(&[&url], &["--offline"], &[])
     }
 
-    fn start(&mut self, nodes: &[&str], more: &[&str], variables: &[(&str, &str)]) -> Result<()> {
-        let mut command = self.inside(&drydock()?);
-        command.envs(variables.iter().copied());
+    /// Taking migrations on this address and port, with further options.
+    pub fn start_agent_taking(&mut self, migrations: &str, more: &[&str]) -> Result<()> {
+        let url = self.hgs.url.clone();
+        self.run_agent(&[&url], &[&["--migration-listen", migrations], more].concat(), &[])
+    }
+
+    fn run_agent(&mut self, nodes: &[&str], more: &[&str], variables: &[(&str, &str)]) -> Result<()> {
+        // The variables are the agent's, not those of the programs that lead to it.
+        let mut command = self.inside(Path::new("env"));
+        command.args(variables.iter().map(|(name, value)| format!("{name}={value}"))).arg(drydock()?);
         command.args(["host", "serve"]).args(nodes.iter().flat_map(|url| ["--hgs", url])).arg("--hgs-ca");
         command.arg(&self.hgs.ca).arg("--store").arg(self.store());
         command.arg("--socket").arg(self.socket()).args(more);
         self.agent = Some(Service::start("the agent", &mut command, "listening on", READY)?.0);
+        Ok(())
+    }
+
+    /// In local mode on the same store, with the owner's private keys: as if the host were the owner's own machine.
+    pub fn start_local_agent(&mut self) -> Result<()> {
+        let guardian = self.store().join("guardians/tenant.pem");
+        std::fs::copy(self.offline(".config/drydock/guardians/tenant.pem"), guardian)?;
+        let mut command = self.inside(&drydock()?);
+        command.args(["host", "serve", "--local", "--store"]).arg(self.store());
+        command.arg("--socket").arg(self.socket());
+        self.agent = Some(Service::start("the agent in local mode", &mut command, "listening on", READY)?.0);
         Ok(())
     }
 
@@ -213,7 +231,13 @@ impl Host {
 
     /// `drydock` on the tenant host: no network at all, the keys in a folder of its own.
     pub fn tenant(&self, args: &[&str]) -> Result<Finished> {
+        self.tenant_with(args, &[])
+    }
+
+    /// With variables for its environment.
+    pub fn tenant_with(&self, args: &[&str], variables: &[(&str, &str)]) -> Result<Finished> {
         let mut command = Command::new("unshare");
+        command.envs(variables.iter().copied());
         command.arg("--net").arg(drydock()?).args(args).env("HOME", &self.tenant).current_dir(&self.tenant);
         run(&mut command, b"", SHORT)
     }
@@ -240,12 +264,21 @@ impl Host {
 
     pub fn create_with(&self, name: &str, disk: &Path, switch: &str, extra: &[&str]) -> Result<Value> {
         let protector = self.offline(&format!("{name}.protector.xml"));
-        self.tenant(&["protector", "new", "--owner", "tenant", "--guardian", "fabric", "--out", &path(&protector)])?
-            .ok()?;
+        if !protector.exists() {
+            self.new_protector(name, &[])?;
+        }
         let (disk, protector) = (path(disk), path(&protector));
         let mut args = vec!["vm", "create", name, "--disk", &disk, "--protector", &protector, "--switch", switch];
         args.extend(extra);
         self.admin_json(&args)
+    }
+
+    /// The tenant makes the protector of a VM that will be created.
+    pub fn new_protector(&self, name: &str, extra: &[&str]) -> Result<()> {
+        let file = path(&self.offline(&format!("{name}.protector.xml")));
+        let mut args = vec!["protector", "new", "--owner", "tenant", "--guardian", "fabric", "--out", &file];
+        args.extend(extra);
+        self.tenant(&args)?.ok().map(drop)
     }
 
     /// Waits until a guest with this MAC address has spoken on the switch: it is up, whatever its network does.

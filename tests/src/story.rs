@@ -1,5 +1,6 @@
 //! A whole recovery on real VMs, as the people in it live it.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -38,9 +39,9 @@ pub struct Recovery {
     dvm_mac: String,
     /// The recovery guardian's private key, copied out by a curious owner while it exists.
     stolen: Option<Guardian>,
-    /// How long `vm start` took in the garage, and when the login was there after it began.
-    pub start_seconds: Option<f64>,
-    pub login_seconds: Option<f64>,
+    /// How long each command on the way to the console took, SSH included; and, as `login`, when the login was there
+    /// after the last of them began.
+    pub seconds: BTreeMap<&'static str, f64>,
 }
 
 impl Recovery {
@@ -59,8 +60,7 @@ impl Recovery {
             dvm_mac: dvm["mac"][0].as_str().context("the VM has no MAC address")?.to_owned(),
             world,
             report: Report::default(),
-            start_seconds: None,
-            login_seconds: None,
+            seconds: BTreeMap::new(),
             stolen: None,
         })
     }
@@ -133,16 +133,22 @@ impl Recovery {
     }
 
     pub fn export(&mut self) -> Result<()> {
+        let mut seconds = 0.0;
         self.step("export", ADMIN, "exports the damaged VM onto an RG disk and attaches it to the garage", |world| {
-            let report = world.admin_json(&["recovery", "export", "dvm", "--to", "vmre", "--stop"])?;
-            sentence(&report)
-        })
+            let done = world.admin(&["recovery", "export", "dvm", "--to", "vmre", "--stop", "--json"])?.ok()?;
+            seconds = done.seconds;
+            sentence(&done.json()?["result"])
+        })?;
+        self.seconds.insert("export", seconds);
+        Ok(())
     }
 
     pub fn import_and_grant(&mut self) -> Result<()> {
+        let (mut import, mut grant) = (0.0, 0.0);
         self.step("import", GARAGE, "imports it there and writes a request to the tenant host", |world| {
             let vmre = world.ssh(VMRE_ADDRESS)?;
-            vmre.ok("udevadm settle; drydock recovery import --out /root/dvm.recovery-request", LONG)?;
+            vmre.ok("udevadm settle", LONG)?;
+            import = vmre.run("drydock recovery import --out /root/dvm.recovery-request", LONG)?.ok()?.seconds;
             vmre.get("/root/dvm.recovery-request", &world.offline("dvm.recovery-request"))?;
             let denied = vmre.run("drydock vm start dvm", LONG)?;
             ensure!(denied.code == 6, "an ungranted VM starts: {}", denied.stdout);
@@ -150,16 +156,21 @@ impl Recovery {
         })?;
         self.step("grant", TENANT, "grants it there, offline, with the owner's key", |world| {
             let request = path(&world.offline("dvm.recovery-request"));
-            let grant = path(&world.offline("dvm.recovery-grant"));
+            let out = path(&world.offline("dvm.recovery-grant"));
             let done = world
-                .tenant(&["recovery", "grant", &request, "--owner", "tenant", "--yes", "--out", &grant, "--json"])?;
-            let answer = done.ok()?.json()?;
+                .tenant(&["recovery", "grant", &request, "--owner", "tenant", "--yes", "--out", &out, "--json"])?
+                .ok()?;
+            grant = done.seconds;
+            let answer = done.json()?;
             let until = answer["result"]["summary"]["not_after"].as_str().context("no end")?.to_owned();
             Ok(format!("good for this garage only, until {until}"))
-        })
+        })?;
+        self.seconds.extend([("import", import), ("grant", grant)]);
+        Ok(())
     }
 
     pub fn lower(&mut self) -> Result<()> {
+        let mut seconds = 0.0;
         self.step(
             "policy-lowered",
             GARAGE,
@@ -167,19 +178,21 @@ impl Recovery {
             |world| {
                 let vmre = world.ssh(VMRE_ADDRESS)?;
                 vmre.put(&world.offline("dvm.recovery-grant"), "/root/dvm.recovery-grant")?;
-                vmre.ok("drydock recovery import --grant /root/dvm.recovery-grant", LONG)?;
+                seconds = vmre.run("drydock recovery import --grant /root/dvm.recovery-grant", LONG)?.ok()?.seconds;
                 let vm = show(vmre.ok("drydock vm show dvm --json", LONG)?)?;
                 ensure!(vm["policy"] == "encryption-supported", "policy in the garage: {}", vm["policy"]);
                 let at_home = world.admin_json(&["vm", "show", "dvm"])?;
                 ensure!(at_home["policy"] == "shielded", "policy on the fabric: {}", at_home["policy"]);
                 Ok("encryption-supported in the garage, shielded on the fabric".into())
             },
-        )
+        )?;
+        self.seconds.insert("lower", seconds);
+        Ok(())
     }
 
     pub fn repair(&mut self) -> Result<()> {
         let marker = self.marker.clone();
-        let (mut started_in, mut login_after) = (None, None);
+        let (mut started_in, mut login_after) = (0.0, 0.0);
         self.report.step(
             "console-repair",
             GARAGE,
@@ -194,8 +207,8 @@ impl Recovery {
                 let mut console = Console::open(&mut vmre.command("drydock vm console dvm"))?;
                 console.expect("login:", NESTED)?;
                 let booted = start.elapsed().as_secs();
-                started_in = Some(started.seconds);
-                login_after = Some(start.elapsed().as_secs_f64());
+                started_in = started.seconds;
+                login_after = start.elapsed().as_secs_f64();
                 console.type_line("root")?;
                 console.expect("assword:", LONG)?;
                 console.type_line(PASSWORD)?;
@@ -213,7 +226,7 @@ impl Recovery {
                 Ok(format!("nested boot to the login in {booted} s under {under}; {DVM_ADDRESS} answers again"))
             },
         )?;
-        (self.start_seconds, self.login_seconds) = (started_in, login_after);
+        self.seconds.extend([("start", started_in), ("login", login_after)]);
         Ok(())
     }
 

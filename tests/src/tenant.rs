@@ -84,13 +84,49 @@ pub fn repair(host: &Host, vm: &str, offset: u64, length: u64) -> Result<()> {
     run(&mut command, b"", CONVERT)?.ok().context("qemu-io").map(drop)
 }
 
+/// The same in copy mode, on the RG disk itself.
+pub fn repair_copy(vhdx: &Path, offset: u64, length: u64) -> Result<()> {
+    let contents = garage::container::read(vhdx)?;
+    let at = contents.layout.disks().first().context("no disk")?.offset + offset;
+    let mut command = Command::new("qemu-io");
+    command.args(["-f", "vhdx", "-c", &format!("write -P 77 {at} {length}")]).arg(vhdx);
+    run(&mut command, b"", CONVERT)?.ok().context("qemu-io").map(drop)
+}
+
+/// An RG disk like `from`, whose manifest says what its maker likes. Its disks are empty.
+pub fn forge(from: &Path, to: &Path, change: impl FnOnce(&mut Manifest, &mut Value)) -> Result<()> {
+    let garage::Contents { layout, mut manifest, bundle } = garage::container::read(from)?;
+    let mut shape: Value = serde_json::from_str(&manifest.spec)?;
+    change(&mut manifest, &mut shape);
+    manifest.spec = shape.to_string();
+    let work = tempfile::tempdir()?;
+    let mut sources = Vec::new();
+    for (index, disk) in layout.disks().iter().enumerate().filter(|_| manifest.mode == Mode::Copy) {
+        let path = work.path().join(index.to_string());
+        fs::File::create(&path)?.set_len(disk.size)?;
+        sources.push(garage::Source { path, format: garage::Format::Raw });
+    }
+    let layout = if sources.is_empty() { garage::Layout::plan(&[])? } else { layout };
+    garage::container::create(to, &layout, &manifest, &bundle, &sources, &|_| {}, &garage::Cancel::new())?;
+    Ok(())
+}
+
 /// Takes the VM's RG disk through a garage: lowers nothing, raises nothing, but seals state anew under keys for the
 /// fabric as a garage's `finish` does, lets `spoil` at the result, and puts the disk back.
 pub fn hand_back(host: &Host, vm: &str, plan: &Plan, spoil: impl FnOnce(&mut Draft) -> Result<()>) -> Result<()> {
-    let vhdx = rg_disk(host, vm)?;
+    hand_back_disk(host, &rg_disk(host, vm)?, plan, spoil)
+}
+
+/// The same with an RG disk that lies anywhere.
+pub fn hand_back_disk(
+    host: &Host,
+    vhdx: &Path,
+    plan: &Plan,
+    spoil: impl FnOnce(&mut Draft) -> Result<()>,
+) -> Result<()> {
     let work = tempfile::tempdir()?;
     let raw = work.path().join("rg.raw");
-    convert(&vhdx, "vhdx", &raw, "raw")?;
+    convert(vhdx, "vhdx", &raw, "raw")?;
     let device = Device::open(&raw)?;
     let mut manifest = device.manifest()?;
     let shape: Value = serde_json::from_str(&manifest.spec)?;
@@ -148,7 +184,7 @@ pub fn hand_back(host: &Host, vm: &str, plan: &Plan, spoil: impl FnOnce(&mut Dra
     };
     spoil(&mut draft)?;
     write(&device, &raw, draft, shape)?;
-    convert(&raw, "raw", &vhdx, "vhdx")
+    convert(&raw, "raw", vhdx, "vhdx")
 }
 
 fn write(device: &Device, raw: &Path, draft: Draft, mut shape: Value) -> Result<()> {
@@ -172,7 +208,8 @@ fn write(device: &Device, raw: &Path, draft: Draft, mut shape: Value) -> Result<
     Ok(())
 }
 
-fn convert(from: &Path, from_format: &str, to: &Path, to_format: &str) -> Result<()> {
+/// One image into another.
+pub fn convert(from: &Path, from_format: &str, to: &Path, to_format: &str) -> Result<()> {
     let mut command = Command::new("qemu-img");
     command.args(["convert", "-f", from_format, "-O", to_format]).arg(from).arg(to);
     run(&mut command, b"", CONVERT)?.ok().context("qemu-img").map(drop)

@@ -172,7 +172,7 @@ impl World {
         images::provision(image, disk, &files)
     }
 
-    /// Processes that belong to this world, by the folder in their command line.
+    /// Processes that belong to this world, by its folder.
     pub fn survivors(&self) -> Vec<String> {
         let found = processes(&self.dir.path().display().to_string());
         found.into_iter().map(|(pid, line)| format!("{}: {line}", pid.as_raw_nonzero())).collect()
@@ -243,16 +243,22 @@ fn reap(base: &Path, owner: u32) {
     }
 }
 
-/// Other processes with `mark` in their command line.
+/// Other processes with `mark` in their command line, or in what they hold: QEMU and swtpm are told no paths.
 fn processes(mark: &str) -> Vec<(rustix::process::Pid, String)> {
     let all = std::fs::read_dir("/proc").into_iter().flatten().flatten();
     all.filter_map(|entry| {
         let pid = entry.file_name().to_str()?.parse().ok().and_then(rustix::process::Pid::from_raw)?;
         let line = std::fs::read(entry.path().join("cmdline")).ok()?;
         let line = String::from_utf8_lossy(&line).replace('\0', " ");
-        (pid != rustix::process::getpid() && line.contains(mark)).then_some((pid, line))
+        (pid != rustix::process::getpid() && (line.contains(mark) || holds(&entry.path(), mark))).then_some((pid, line))
     })
     .collect()
+}
+
+fn holds(process: &Path, mark: &str) -> bool {
+    let open = std::fs::read_dir(process.join("fd")).into_iter().flatten().flatten().map(|entry| entry.path());
+    let mut links = open.chain([process.join("cwd")]).filter_map(|link| std::fs::read_link(link).ok());
+    links.any(|target| target.to_string_lossy().contains(mark))
 }
 
 /// Takes away a file system of its own, if there is one.

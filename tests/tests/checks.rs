@@ -85,6 +85,9 @@ fn a_full_file_system_stops_an_export_before_it_begins() -> Result<()> {
     let mut denials = Denials::default();
     let done = world.admin(&["recovery", "export", "dvm", "--to", "vmre"]);
     denials.expect("an RG disk that does not fit", NO_SPACE, "MiB are free", done);
+    let file = path(&world.store().join("rg.vhdx"));
+    let done = world.admin(&["recovery", "export", "dvm", "--to-file", &file]);
+    denials.expect("a file that does not fit", NO_SPACE, "MiB are free", done);
     denials.note("nothing changed", (world.fingerprint("vms")? == before).then_some(()).context("it did"));
     denials.close();
     world.close()

@@ -13,10 +13,13 @@ use drydock_tests::host::Host;
 use drydock_tests::images;
 use drydock_tests::process::run;
 use drydock_tests::world::{DVM_ADDRESS, World, path};
+use machine::proof::Proof;
 
 const SHORT: Duration = Duration::from_secs(120);
 const BOOT: Duration = Duration::from_secs(400);
+const HERE: &str = "10.77.0.1:7446";
 const THERE: &str = "10.77.0.2:7446";
+const VARIABLE: &str = "/sys/firmware/efi/efivars/Drydock-6c8ed2f5-7e0f-4f0b-9c0a-2f3b1d1c5a10";
 const REFUSED: i32 = 3;
 const KEY_RELEASE: i32 = 7;
 
@@ -24,12 +27,24 @@ const KEY_RELEASE: i32 = 7;
 fn taking(world: &World) -> Result<Host> {
     let mut second = world.second_host()?;
     second.shut_down()?;
-    second.start_agent_taking(THERE)?;
+    second.start_agent_taking(THERE, &[])?;
     Ok(second)
 }
 
 fn state(host: &Host, vm: &str) -> Result<String> {
     Ok(host.admin_json(&["vm", "show", vm])?["state"].as_str().context("no state")?.to_owned())
+}
+
+/// Everything that is said of a running VM is true of this one.
+fn holds(host: &Host, vm: &str) -> Result<()> {
+    let proof: Proof = serde_json::from_value(host.admin_json(&["vm", "show", vm, "--proof"])?)?;
+    ensure!(proof.holds.len() > 20, "too little is said: {:?}", proof.holds);
+    for statement in &proof.holds {
+        ensure!(statement.holds, "{statement}");
+    }
+    let foreign = proof.block_nodes.iter().find(|node| node.driver == "nbd");
+    ensure!(foreign.is_none(), "a copy is still under way: {foreign:?}");
+    Ok(())
 }
 
 fn vms(host: &Host) -> Result<usize> {
@@ -73,6 +88,8 @@ fn a_running_guest_moves_and_nothing_of_it_is_seen() -> Result<()> {
         ),
         SHORT,
     )?;
+    // Nothing but the guest's own run put this among its UEFI variables.
+    ssh.ok(&format!("printf '\\007\\000\\000\\000{}' > {VARIABLE}", whole("variable")), SHORT)?;
     let count = || -> Result<u64> { Ok(ssh.ok("cat /dev/shm/count", SHORT)?.trim().parse()?) };
 
     let capture = Capture::start(second.netns(), &second.fabric("capture"))?;
@@ -92,16 +109,19 @@ fn a_running_guest_moves_and_nothing_of_it_is_seen() -> Result<()> {
 
     ensure!(vms(&world)? == 0, "it is still at the source");
     ensure!(state(&second, "dvm")? == "running");
+    holds(&second, "dvm")?;
     unseen(&captured, bytes, &[&whole(memory), &whole(file)])?;
     let mut denials = Denials::default();
     denials.expect("a console after migration", REFUSED, "shielded", second.admin(&["vm", "console", "dvm"]));
     denials.close();
 
-    // Its vTPM and its UEFI variables: the disk opens by them, under the new host's key.
+    // Its vTPM and its UEFI variables, under the new host's key: the disk opens by them.
     second.admin(&["vm", "stop", "dvm"])?.ok()?;
     second.admin(&["vm", "start", "dvm"])?.ok()?;
     ssh.wait(BOOT)?;
     ensure!(ssh.ok("cat /root/marker", SHORT)?.trim() == whole(file), "the disk did not come along");
+    let variable = ssh.ok(&format!("tail -c +5 {VARIABLE}"), SHORT)?;
+    ensure!(variable.trim() == whole("variable"), "the UEFI variables did not come along: {variable}");
     second.admin(&["vm", "stop", "dvm"])?.ok()?;
     second.shut_down()?;
     world.close()
@@ -148,6 +168,33 @@ fn a_host_that_is_not_trusted_takes_nothing() -> Result<()> {
     world.close()
 }
 
+/// A VM that goes there and comes back: a key for starts without the service is kept only where it is, and only where
+/// the fabric has keys kept.
+#[test]
+fn a_kept_key_does_not_stay_behind() -> Result<()> {
+    let mut world = World::new()?;
+    let mut second = taking(&world)?;
+    world.shut_down()?;
+    world.start_agent_taking(HERE, &["--offline"])?;
+    world.new_protector("dvm", &["--offline-unwraps", "2"])?;
+    world.create_blank("dvm", &["--memory", "256"])?;
+    world.admin(&["vm", "start", "dvm"])?.ok()?;
+    let kept = |host: &Host| host.store().join("vms/dvm/offline.sealed").exists();
+    ensure!(kept(&world), "the control: no key is kept");
+    world.admin(&["vm", "migrate", "dvm", "--to", THERE])?.ok()?;
+    holds(&second, "dvm")?;
+    ensure!(!kept(&world), "the key stayed behind");
+    ensure!(!kept(&second), "a key is kept where the fabric has none kept");
+    second.admin(&["vm", "migrate", "dvm", "--to", HERE])?.ok().context("back again")?;
+    holds(&world, "dvm")?;
+    let offline = &world.admin_json(&["vm", "show", "dvm"])?["offline"];
+    ensure!(kept(&world) && offline["remaining"] == 2, "no key is kept after the way back: {offline}");
+    ensure!(vms(&second)? == 0, "it is still there");
+    world.admin(&["vm", "stop", "dvm", "--force"])?.ok()?;
+    second.shut_down()?;
+    world.close()
+}
+
 /// Kills an agent while the disk is being copied.
 #[test]
 fn an_agent_that_dies_on_the_way_leaves_one_vm() -> Result<()> {
@@ -164,7 +211,7 @@ fn an_agent_that_dies_on_the_way_leaves_one_vm() -> Result<()> {
     let mut command = world.admin_command(&["vm", "migrate", "dvm", "--to", THERE, "--json"])?;
     wait_for_copy(&mut command, || second.kill_agent())?;
     ensure!(state(&world, "dvm")? == "running", "the source's VM does not run on");
-    second.start_agent_taking(THERE)?;
+    second.start_agent_taking(THERE, &[])?;
     ensure!(vms(&second)? == 0 && !second.store().join("vms/dvm").exists(), "something was left");
     ensure!(qemus(&id)? == 1, "{} QEMUs", qemus(&id)?);
 

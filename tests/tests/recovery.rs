@@ -99,6 +99,12 @@ fn tell(recovery: &mut Recovery) -> Result<()> {
     vmre.ok("drydock vm stop dvm", BOOT)?;
     die_at_every_step(&vmre, "finish", "recovery finish")?;
     copied_disk_with_a_console(&recovery.world, "after the hand-back", &mut denials)?;
+    denials.expect(
+        "a grant that was used already",
+        BAD_INPUT,
+        "not imported here",
+        garage("recovery import --grant /root/early.recovery-grant"),
+    );
     recovery.return_home()?;
     denials.expect("importing what was handed back", 5, "no RG disk", garage("recovery import"));
     denials.close();

@@ -22,6 +22,10 @@ const MAX_DER: usize = 16 << 10;
 /// fingerprint.
 const HOST_KEY_BINDING: &str = "urn:drydock:host-key:sha256:";
 const TPM_BINDING: &str = "urn:drydock:tpm-ek:sha256:";
+const BIT_STRING: u8 = 0x03;
+const SEQUENCE: u8 = 0x30;
+/// `AlgorithmIdentifier` of ecdsa-with-SHA256 (RFC 5758, 3.2), which is what this CA signs with.
+const ECDSA_SHA256: [u8; 12] = [0x30, 0x0a, 0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x04, 0x03, 0x02];
 /// Issued this much in the past, for hosts whose clock is a little behind.
 const BACKDATE: Duration = Duration::minutes(5);
 
@@ -130,6 +134,7 @@ impl HealthCa {
         let ca = parse(&self.der).map_err(|_| Error::BadCa)?;
         if certificate.issuer().as_raw() != ca.subject().as_raw()
             || certificate.verify_signature(Some(ca.public_key())).is_err()
+            || !is_spelled_as_issued(der, &certificate)
         {
             return Err(Error::ForeignIssuer);
         }
@@ -170,6 +175,27 @@ fn parse(der: &[u8]) -> Result<X509Certificate<'_>> {
         Ok(([], certificate)) => Ok(certificate),
         _ => Err(Error::NotCertificate),
     }
+}
+
+/// The signature covers what is certified, not what is wrapped around it, and the parser is lenient about that: the
+/// tags and the algorithm outside must be the ones that [`HealthCa::issue`] writes.
+fn is_spelled_as_issued(der: &[u8], certificate: &X509Certificate<'_>) -> bool {
+    let signature = [&[0], certificate.signature_value.data.as_ref()].concat();
+    let signature = element(BIT_STRING, &signature);
+    element(SEQUENCE, &[certificate.tbs_certificate.as_ref(), &ECDSA_SHA256, &signature].concat()) == der
+}
+
+/// A DER element (X.690, 8.1 and 10.1).
+fn element(tag: u8, contents: &[u8]) -> Vec<u8> {
+    let length = contents.len().to_be_bytes();
+    let significant = length.iter().position(|byte| *byte != 0).map_or(&[0][..], |at| &length[at..]);
+    let mut out = vec![tag];
+    if contents.len() >= 0x80 {
+        out.push(0x80 | significant.len().to_le_bytes()[0]);
+    }
+    out.extend_from_slice(significant);
+    out.extend_from_slice(contents);
+    out
 }
 
 fn prefix(kind: HostKind) -> &'static str {

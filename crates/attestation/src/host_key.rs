@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use aws_lc_rs::digest::{SHA256, digest};
+use aws_lc_rs::hkdf;
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1, ParsedPublicKey};
 use zeroize::Zeroizing;
 
@@ -61,6 +62,19 @@ impl HostKey {
     /// `Crypto` when the library fails.
     pub fn certify(&self, identity: &IdentityPublic) -> Result<Vec<u8>> {
         self.0.sign(&signed_bytes(&self.public()?, identity))
+    }
+
+    /// A key for what only this host is to read: HKDF-SHA256 of the private key in PKCS#8, with `label` as info.
+    ///
+    /// # Errors
+    /// `Crypto` when the library fails.
+    pub fn derive(&self, salt: &[u8], label: &str) -> Result<Zeroizing<[u8; 32]>> {
+        let mut derived = Zeroizing::new([0; 32]);
+        let prk = hkdf::Salt::new(hkdf::HKDF_SHA256, salt).extract(self.0.pkcs8());
+        prk.expand(&[label.as_bytes()], hkdf::HKDF_SHA256)
+            .and_then(|okm| okm.fill(derived.as_mut()))
+            .map_err(|_| Error::Crypto)?;
+        Ok(derived)
     }
 }
 

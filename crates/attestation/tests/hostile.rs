@@ -203,6 +203,22 @@ proptest! {
     }
 }
 
+/// Every bit, since a spelling that means the same is found by no luck.
+#[test]
+fn no_flipped_bit_leaves_a_health_certificate_valid() {
+    let now = OffsetDateTime::from_unix_timestamp(1_800_000_000).unwrap();
+    let (ca, good) = certificate(now);
+    let mut accepted = Vec::new();
+    for at in 0..good.len() * 8 {
+        let mut bad = good.clone();
+        bad[at / 8] ^= 1 << (at % 8);
+        if ca.verify(&bad, now).is_ok() {
+            accepted.push(format!("bit {} of byte {} ({:#x})", at % 8, at / 8, good[at / 8]));
+        }
+    }
+    assert!(accepted.is_empty(), "{} bytes: {accepted:?}", good.len());
+}
+
 /// One certificate for all cases: RSA takes long.
 fn certificate(now: OffsetDateTime) -> (&'static HealthCa, Vec<u8>) {
     static MADE: std::sync::OnceLock<(HealthCa, Vec<u8>)> = std::sync::OnceLock::new();

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use key_protector::protector::MAX_OFFLINE_UNWRAPS;
 
 #[derive(Parser)]
 #[command(
@@ -89,7 +90,19 @@ pub(crate) enum Vm {
     /// List the VMs of this host.
     List,
     /// Show one VM.
-    Show { name: String },
+    Show {
+        name: String,
+        /// Show what it exposes while it runs (users, sockets, files, devices), as kernel and QEMU say now.
+        #[arg(long)]
+        proof: bool,
+    },
+    /// Change a VM's policy, where its owner's or a granted guardian's private key is: in local mode, never on a
+    /// guarded host.
+    SetPolicy {
+        name: String,
+        #[arg(value_enum)]
+        policy: PolicyArg,
+    },
     /// Delete a VM and its disks.
     Delete {
         name: String,
@@ -260,6 +273,15 @@ pub(crate) enum Protector {
         /// A guardian that may open it, by name: the fabric's. Repeatable.
         #[arg(long = "guardian", required = true)]
         allowed: Vec<String>,
+        /// How often a host may start the VM without the Host Guardian Service after each start with it, if the
+        /// fabric runs its agent with --offline.
+        ///
+        /// For when all nodes of the service are out of reach. What is given away: the host keeps the VM's transport
+        /// key, sealed to itself. A host that was taken off the service's list, or stolen, and is kept from hearing of
+        /// it can start the VM that often once more; in host-key mode, whoever has the host's disk reads the key.
+        #[arg(long, value_name = "N", default_value_t = 0,
+            value_parser = clap::value_parser!(u32).range(..=i64::from(MAX_OFFLINE_UNWRAPS)))]
+        offline_unwraps: u32,
         #[arg(long, short)]
         out: PathBuf,
     },
@@ -310,11 +332,16 @@ pub(crate) enum Recovery {
     ///
     /// Its disks are attached too, as overlays: the export takes the same time for 1 GiB and 1 TiB, the originals stay
     /// untouched, and only what the repair changes is written.
+    ///
+    /// For a garage on another host, the RG disk is a file with the disks on it, which its admins carry there and back.
     Export {
         vm: String,
-        /// The repair garage.
-        #[arg(long)]
-        to: String,
+        /// The repair garage, on this host.
+        #[arg(long, required_unless_present = "to_file")]
+        to: Option<String>,
+        /// A new file, for a repair garage on another host.
+        #[arg(long, value_name = "PATH", conflicts_with_all = ["to", "copy", "restart_garage"])]
+        to_file: Option<PathBuf>,
         /// Copy the disks onto the RG disk instead.
         #[arg(long)]
         copy: bool,
@@ -324,6 +351,21 @@ pub(crate) enum Recovery {
         /// Restart the repair garage if it must be, for nested virtualization.
         #[arg(long)]
         restart_garage: bool,
+    },
+    /// Fabric admin, on the host of a garage that is not the VM's host: attach the RG disk that was exported to a file.
+    Attach {
+        file: PathBuf,
+        /// The repair garage.
+        #[arg(long)]
+        to: String,
+        /// Restart the repair garage if it must be, for nested virtualization.
+        #[arg(long)]
+        restart_garage: bool,
+    },
+    /// And there, when the owner has finished: take it out again, to be carried back.
+    Detach {
+        /// The damaged VM.
+        vm: String,
     },
     /// Steps 2 and 4, tenant in the garage: import the VM and write a request; with --grant, lower its policy.
     Import {
@@ -366,6 +408,9 @@ pub(crate) enum Recovery {
     /// Step 7, fabric admin: verify what came back, put it in the VM's place and start it.
     Reinstate {
         vm: String,
+        /// The RG disk that came back from a garage on another host [default: the file that was exported].
+        #[arg(long, value_name = "FILE")]
+        from: Option<PathBuf>,
         /// Keep the VM as it was before its repair, until `commit` or `rollback`.
         #[arg(long)]
         keep_original: bool,
@@ -381,7 +426,8 @@ pub(crate) enum Recovery {
     },
     /// Where a recovery stands and what comes next.
     Status { vm: Option<String> },
-    /// Give a recovery up: the VM is as it was before the export.
+    /// Give a recovery up: the VM is as it was before the export. On the host of a garage that is not the VM's host:
+    /// take the RG disk out of the garage, as it is.
     Abort { vm: String },
 }
 
@@ -640,6 +686,10 @@ pub(crate) enum Host {
         /// Do not probe for KVM.
         #[arg(long, value_enum)]
         accel: Option<AccelArg>,
+        /// Keep the keys of VMs whose owners allow it (`drydock protector new --offline-unwraps`), sealed to this host,
+        /// and start those VMs with them while no Host Guardian Service answers.
+        #[arg(long, requires = "hgs")]
+        offline: bool,
         /// Take VMs that other hosts of this fabric migrate here, on this address and port.
         #[arg(long, value_name = "ADDRESS:PORT", conflicts_with = "local")]
         migration_listen: Option<SocketAddr>,

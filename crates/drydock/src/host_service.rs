@@ -39,13 +39,13 @@ pub(crate) fn run(command: Host, socket: &Path, out: &Output) -> Result<()> {
                 Ok(())
             })
         }
-        Host::Serve { service, local, accel, migration_listen } => {
+        Host::Serve { service, local, accel, offline, migration_listen } => {
             let store = Store::open(&service.store)?;
             let runtime = runtime()?;
             let keys = if local {
                 KeySource::Local(LocalGuardians::new(store.guardians()))
             } else {
-                KeySource::Hgs(Box::new(runtime.block_on(guarded(&service, &store))?))
+                KeySource::Hgs(Box::new(runtime.block_on(guarded(&service, &store))?.offline(offline)))
             };
             let accel = Chooser::new(accel.map(|a| match a {
                 AccelArg::Kvm => Accel::Kvm,

@@ -17,12 +17,16 @@ use crate::output::Output;
 pub(crate) fn run(command: Protector, out: &Output) -> Result<()> {
     let now = OffsetDateTime::now_utc();
     match command {
-        Protector::New { owner, allowed, out: target } => {
+        Protector::New { owner, allowed, offline_unwraps, out: target } => {
             let keyring = Keyring::open(owner.folder.guardians)?;
             must_not_exist(&target)?;
             let allowed = allowed.iter().map(|name| keyring.public(name)).collect::<Result<Vec<_>>>()?;
             let keys = keyring.private(&owner.owner, owner.passphrase_fd)?;
-            let (protector, _) = Document::new(&keys, &allowed, now)
+            let protector = Document::new(&keys, &allowed, now)
+                .and_then(|(protector, _)| match offline_unwraps {
+                    0 => Ok(protector),
+                    some => protector.allow_offline(&keys, some, now),
+                })
                 .context(Kind::BadInput, || "cannot make a protector of these guardians".into())?;
             finish(&protector, &target, out)
         }
@@ -34,7 +38,9 @@ pub(crate) fn run(command: Protector, out: &Output) -> Result<()> {
         Protector::Verify { file } => {
             let protector = load(&file)?;
             protector.verify(now).context(Kind::BadInput, || format!("{} does not verify", file.display()))?;
-            out.result(&view(&protector), || format!("{}: every signature chains to the owner", file.display()));
+            out.result(&view(&protector), || {
+                format!("{}: every signature chains to the owner\n{}", file.display(), offline(&protector))
+            });
             Ok(())
         }
         Protector::Grant { file, owner, to, out: target } => {
@@ -147,13 +153,22 @@ fn view(protector: &Document) -> Value {
     })
 }
 
+/// Whether a host may do without the Host Guardian Service, as its owner should read it.
+fn offline(protector: &Document) -> String {
+    match protector.max_offline_unwraps() {
+        0 => "offline    never: each start needs the Host Guardian Service".into(),
+        n => format!("offline    {n} starts without the Host Guardian Service after each start with it"),
+    }
+}
+
 fn describe(protector: &Document, now: OffsetDateTime) -> String {
     let owner = protector.owner();
     let mut text = format!(
-        "owner      {} ({})\nsigned by  {}\ncan open\n",
+        "owner      {} ({})\nsigned by  {}\n{}\ncan open\n",
         owner.signing_certificate().common_name(),
         crate::vm::short(&owner.signing_certificate().fingerprint()),
         protector.signer().signing_certificate().common_name(),
+        offline(protector),
     );
     for wrapping in protector.wrappings() {
         let end = wrapping.encryption_certificate().not_after();

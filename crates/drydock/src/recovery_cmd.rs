@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use host::error::{Context, Error, Kind, Result};
-use recovery::api::{Imported, RecoveryRequest, StatusReport};
+use recovery::api::{Destination, Imported, RecoveryRequest, StatusReport};
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 
@@ -15,16 +15,26 @@ use crate::output::Output;
 
 pub(crate) fn run(command: Recovery, socket: &Path, out: &Output) -> Result<()> {
     match command {
-        Recovery::Export { vm, to, copy, stop, restart_garage } => {
-            sentence(&RecoveryRequest::RecoveryExport { vm, garage: to, copy, stop, restart_garage }, socket, out)
+        Recovery::Export { vm, to, to_file, copy, stop, restart_garage } => {
+            let to = match (to, to_file) {
+                (_, Some(file)) => Destination::File(absolute(&file)?),
+                (garage, None) => Destination::Garage(garage.unwrap_or_default()),
+            };
+            sentence(&RecoveryRequest::RecoveryExport { vm, to, copy, stop, restart_garage }, socket, out)
         }
+        Recovery::Attach { file, to, restart_garage } => {
+            let request = RecoveryRequest::RecoveryAttach { file: absolute(&file)?, garage: to, restart_garage };
+            sentence(&request, socket, out)
+        }
+        Recovery::Detach { vm } => sentence(&RecoveryRequest::RecoveryDetach { vm }, socket, out),
         Recovery::Import { out: target, grant, switch, hours, install } => {
             import(target, grant.as_deref(), switch, hours, install, socket, out)
         }
         Recovery::Grant { request, owner, out: target, yes } => grant(&request, owner, target, yes, out),
         Recovery::Finish { vm, stop } => sentence(&RecoveryRequest::RecoveryFinish { vm, stop }, socket, out),
-        Recovery::Reinstate { vm, keep_original } => {
-            sentence(&RecoveryRequest::RecoveryReinstate { vm, keep_original }, socket, out)
+        Recovery::Reinstate { vm, from, keep_original } => {
+            let from = from.as_deref().map(absolute).transpose()?;
+            sentence(&RecoveryRequest::RecoveryReinstate { vm, from, keep_original }, socket, out)
         }
         Recovery::Commit { vm } => sentence(&RecoveryRequest::RecoveryCommit { vm }, socket, out),
         Recovery::Rollback { vm, stop } => sentence(&RecoveryRequest::RecoveryRollback { vm, stop }, socket, out),
@@ -41,6 +51,11 @@ pub(crate) fn run(command: Recovery, socket: &Path, out: &Output) -> Result<()> 
             Ok(())
         }
     }
+}
+
+/// The agent has another working directory.
+fn absolute(path: &Path) -> Result<PathBuf> {
+    std::path::absolute(path).context(Kind::BadInput, || format!("'{}' is not a path", path.display()))
 }
 
 fn parse<T: serde::de::DeserializeOwned>(value: &Value) -> Result<T> {
@@ -93,6 +108,12 @@ fn grant(request: &Path, owner: Owner, target: Option<PathBuf>, yes: bool, out: 
     let what = request.display().to_string();
     let keyring = Keyring::open(owner.folder.guardians)?;
     let checked = recovery::documents::read_request(&what, &keyring::read(request)?, &keyring.garages()?, now)?;
+    recovery::grant::check(&what, &checked, &keyring.public(&owner.owner)?, now)?;
+    let target = target.unwrap_or_else(|| PathBuf::from(format!("{}.recovery-grant", checked.request.vm_name)));
+    if target.exists() {
+        return Err(Error::new(Kind::WrongState, format!("{} exists already", target.display()))
+            .remedy("name another file with --out"));
+    }
     let summary = recovery::grant::summary(&checked);
     out.note(&format!(
         "This request asks you to let a repair garage open your VM:\n  \
@@ -112,12 +133,8 @@ fn grant(request: &Path, owner: Owner, target: Option<PathBuf>, yes: bool, out: 
     }
     let keys = keyring.private(&owner.owner, owner.passphrase_fd)?;
     let document = recovery::grant::issue(&what, &checked, &keys, now)?;
-    let target = target.unwrap_or_else(|| PathBuf::from(format!("{}.recovery-grant", summary.vm_name)));
-    if target.exists() {
-        return Err(Error::new(Kind::WrongState, format!("{} exists already", target.display()))
-            .remedy("name another file with --out"));
-    }
-    write(&target, &document)?;
+    // A grant that was not given is not left lying about, nor in the way of the next try.
+    write(&target, &document).inspect_err(|_| drop(std::fs::remove_file(&target)))?;
     out.result(&json!({ "grant": target, "summary": summary }), || {
         format!(
             "recovery grant written to {}\nBring it into the garage and run: drydock recovery import --grant {}",

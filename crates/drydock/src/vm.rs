@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use host::api::{CreateVm, PowerState, VmRequest, VmStatus};
 use host::error::{Context, Error, Kind, Result};
 use machine::Policy;
+use machine::proof::Proof;
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcsetattr};
 use serde_json::Value;
 
@@ -32,7 +33,11 @@ pub(crate) fn run(command: Vm, socket: &Path, out: &Output) -> Result<()> {
         Vm::Create(args) => create(args, socket, out),
         Vm::Start { name } => show(&call(socket, &VmRequest::VmStart { name }, out)?, out),
         Vm::Stop { name, force } => show(&call(socket, &VmRequest::VmStop { name, force }, out)?, out),
-        Vm::Show { name } => show(&call(socket, &VmRequest::VmShow { name }, out)?, out),
+        Vm::Show { name, proof: true } => proof(&name, socket, out),
+        Vm::Show { name, proof: false } => show(&call(socket, &VmRequest::VmShow { name }, out)?, out),
+        Vm::SetPolicy { name, policy } => {
+            show(&call(socket, &VmRequest::VmSetPolicy { name, policy: policy.into() }, out)?, out)
+        }
         Vm::List => {
             let value = call(socket, &VmRequest::VmList, out)?;
             let all: Vec<VmStatus> = parse(&value)?;
@@ -96,6 +101,31 @@ fn show(value: &Value, out: &Output) -> Result<()> {
     Ok(())
 }
 
+fn proof(name: &str, socket: &Path, out: &Output) -> Result<()> {
+    let value = call(socket, &VmRequest::VmProof { name: name.to_owned() }, out)?;
+    let proof: Proof = parse(&value)?;
+    out.result(&value, || describe_proof(name, &proof));
+    Ok(())
+}
+
+fn describe_proof(name: &str, proof: &Proof) -> String {
+    let mut text = format!("{name}: {}, QEMU {} under {}\n", proof.policy, proof.qemu_version, proof.accelerator);
+    for process in [&proof.qemu, &proof.swtpm] {
+        let user = process.uids.first().copied().unwrap_or_default();
+        let digest = short(process.program_sha256.as_deref().unwrap_or_default());
+        text += &format!(
+            "  process {:<8} {} (sha256 {digest}), user {user}, {} descriptors\n",
+            process.pid,
+            process.program.display(),
+            process.descriptors.len(),
+        );
+    }
+    for statement in &proof.holds {
+        text += &format!("  {:<5} {statement}\n", if statement.holds { "yes" } else { "NO" });
+    }
+    text
+}
+
 fn state(vm: &VmStatus) -> &'static str {
     match vm.state {
         PowerState::Off => "off",
@@ -140,6 +170,13 @@ fn describe(vm: &VmStatus) -> String {
         vm.owner,
         short(&vm.owner_fingerprint),
     );
+    if let Some(offline) = &vm.offline {
+        text += &format!(
+            "  offline     {}{} starts left without the Host Guardian Service\n",
+            if offline.started { "this was one; " } else { "" },
+            offline.remaining,
+        );
+    }
     if let Some(hold) = &vm.recovery {
         text += &format!("  recovery    {}: {}\n", hold.recovery_id, hold.reason);
     }

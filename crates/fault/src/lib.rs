@@ -1,7 +1,7 @@
 //! A full or broken disk on demand, for the tests of what it leaves behind. In release builds there is nothing of it.
 //!
 //! The variable [`VARIABLE`] names a file. While that holds a number and an error's name, `3 ENOSPC`, each write counts
-//! it down; the one that comes to zero fails, and the file is gone.
+//! it down; the one that comes to zero fails, and the file is gone. With `KILL` the process dies instead.
 
 use std::io;
 
@@ -39,6 +39,9 @@ fn count_down(path: &std::path::Path) -> io::Result<()> {
     match count.parse::<u32>() {
         Ok(1) => {
             std::fs::remove_file(path)?;
+            if name == "KILL" {
+                rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL)?;
+            }
             Err(io::Error::from_raw_os_error(if name == "ENOSPC" { ENOSPC } else { EIO }))
         }
         Ok(count) => std::fs::write(path, format!("{} {name}", count.saturating_sub(1))),

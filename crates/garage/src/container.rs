@@ -108,6 +108,11 @@ pub fn create(
     partial.finish()
 }
 
+/// Removes what a killed [`create`] left beside `target`.
+pub fn discard(target: &Path) -> Result<()> {
+    partial::discard(&absolute(target)?)
+}
+
 /// Copies a disk onto its partition: what lies in the image as it is, inside the kernel; the rest as QEMU reads it.
 fn copy_in(
     vhdx: &mut Writer<'_>,

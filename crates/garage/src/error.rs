@@ -58,7 +58,7 @@ pub enum Error {
     NoSuchDisk { path: PathBuf, index: usize },
     #[error("{}: exists already: remove it or choose another name", path.display())]
     Exists { path: PathBuf },
-    #[error("{}: another process is writing it: wait for it to end", path.display())]
+    #[error("{}: another process is using it: wait for it to end", path.display())]
     Busy { path: PathBuf },
     #[error("no RG disk found: {} does not exist; is the disk attached?", path.display())]
     NotFound { path: PathBuf },

@@ -3,6 +3,7 @@
 use std::ffi::OsStr;
 use std::fmt;
 use std::fs::File;
+use std::io::Read;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -16,12 +17,12 @@ use crate::qemu::{QEMU_IMG, Running, image_opts};
 
 /// A stretch of a disk that holds data, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Extent {
+pub struct Extent {
     /// On the disk.
-    pub(crate) start: u64,
-    pub(crate) length: u64,
+    pub start: u64,
+    pub length: u64,
     /// In the image file, where the data lies there as it is; none if QEMU must read it.
-    pub(crate) offset: Option<u64>,
+    pub offset: Option<u64>,
 }
 
 /// Calls `each` for all data of the disk, in order. Memory does not grow with the disk.
@@ -81,32 +82,52 @@ fn mapped(source: &Source, size: u64, cancel: &Cancel, each: &mut dyn FnMut(Exte
     let mut command = Command::new(QEMU_IMG);
     command.args(args).stdout(Stdio::piped());
     let mut running = Running::spawn(QEMU_IMG, command, &source.path)?;
-    let answer = |what| Error::ToolAnswer { tool: QEMU_IMG, path: source.path.clone(), what };
-    let stdout = running.child.stdout.take().ok_or_else(|| answer("nothing"))?;
+    let nothing = || Error::ToolAnswer { tool: QEMU_IMG, path: source.path.clone(), what: "nothing" };
+    let stdout = running.child.stdout.take().ok_or_else(nothing)?;
+    let parsed = read_map(stdout, &source.path, size, cancel, each)?;
+    let status = running.child.wait().map_err(Error::io(&source.path, OP))?;
+    if !status.success() {
+        return Err(running.failure(OP, &source.path, status));
+    }
+    parsed.map_err(|_| answer(&source.path, "not the JSON of `qemu-img map`"))
+}
+
+/// Reads what `qemu-img map` says of the image at `path` with a disk of `size` bytes, and calls `each` for all data in
+/// order. The inner error is that of the JSON, which may be cut off because the tool failed.
+///
+/// # Errors
+/// `ToolAnswer` for a map that does not fit the disk, `Cancelled`, and whatever `each` returns.
+pub fn read_map(
+    json: impl Read,
+    path: &Path,
+    size: u64,
+    cancel: &Cancel,
+    each: &mut dyn FnMut(Extent) -> Result<()>,
+) -> Result<serde_json::Result<()>> {
     let mut failure = None;
     let mut next = 0;
     let mut take = |line: Mapped| -> Result<()> {
         cancel.check()?;
         // It is our own child, but the image it reads is not ours.
         let end = line.start.checked_add(line.length).filter(|end| line.start >= next && *end <= size);
-        next = end.ok_or_else(|| answer("a map that does not fit the disk"))?;
+        next = end.ok_or_else(|| answer(path, "a map that does not fit the disk"))?;
         if !line.data || line.zero || line.length == 0 {
             return Ok(());
         }
         each(Extent { start: line.start, length: line.length, offset: line.offset.filter(|_| !line.compressed) })
     };
-    let mut json = serde_json::Deserializer::from_reader(std::io::BufReader::new(stdout));
+    let mut json = serde_json::Deserializer::from_reader(std::io::BufReader::new(json));
     let parsed = Lines(&mut |line| take(line).map_err(|error| failure = Some(error)).is_ok())
         .deserialize(&mut json)
         .and_then(|()| json.end());
-    if let Some(error) = failure {
-        return Err(error);
+    match failure {
+        Some(error) => Err(error),
+        None => Ok(parsed),
     }
-    let status = running.child.wait().map_err(Error::io(&source.path, OP))?;
-    if !status.success() {
-        return Err(running.failure(OP, &source.path, status));
-    }
-    parsed.map_err(|_| answer("not the JSON of `qemu-img map`"))
+}
+
+fn answer(path: &Path, what: &'static str) -> Error {
+    Error::ToolAnswer { tool: QEMU_IMG, path: path.to_owned(), what }
 }
 
 /// Hands on each element of an array while it is read.

@@ -22,7 +22,7 @@ pub mod container;
 pub mod device;
 pub mod digest;
 mod error;
-mod extents;
+pub mod extents;
 pub mod layout;
 pub mod manifest;
 mod nbd;

@@ -79,8 +79,24 @@ impl Nbd {
 
     fn greet(stream: UnixStream, path: &Path, server: Option<(Running, TempDir)>) -> Result<Self> {
         let mut nbd = Self { stream, size: 0, cookie: 0, path: path.to_owned(), server };
-        nbd.size = nbd.handshake().map_err(Error::io(path, "talk to the NBD server of"))?;
+        match nbd.handshake() {
+            Ok(size) => nbd.size = size,
+            Err(error) => return Err(nbd.refused(error)),
+        }
         Ok(nbd)
+    }
+
+    /// A server that cannot open the image may have listened before it found out: then that is the error.
+    fn refused(mut self, error: io::Error) -> Error {
+        let gone = [io::ErrorKind::ConnectionReset, io::ErrorKind::UnexpectedEof, io::ErrorKind::BrokenPipe];
+        if gone.contains(&error.kind())
+            && let Some((server, _folder)) = &mut self.server
+            && let Ok(status) = server.child.wait()
+            && !status.success()
+        {
+            return server.failure("open the image", &self.path, status);
+        }
+        Error::io(&self.path, "talk to the NBD server of")(error)
     }
 
     /// Ends the session and waits until the server has closed the image.

@@ -18,6 +18,8 @@ use crate::error::{Error, Result};
 use crate::progress::Cancel;
 
 pub(crate) const QEMU_IMG: &str = "qemu-img";
+/// Where tools are looked for: never where the caller's environment says.
+const PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
 /// Most bytes of a tool's complaint that go into an error.
 const MAX_STDERR: u64 = 4096;
 /// How long a cancelled operation may go on, and how often children are looked after.
@@ -156,16 +158,20 @@ pub(crate) struct Running {
 }
 
 impl Running {
-    /// Spawns with a plain locale and an anonymous file for complaints, which cannot block the child.
+    /// Spawns with an environment of its own and an anonymous file for complaints, which cannot block the child.
     pub(crate) fn spawn(tool: &'static str, mut command: Command, path: &Path) -> Result<Self> {
         let stderr = tempfile::tempfile().map_err(Error::io(path, "start a tool"))?;
         let writer = stderr.try_clone().map_err(Error::io(path, "start a tool"))?;
-        let child =
-            command.env("LC_ALL", "C").stdin(Stdio::null()).stderr(writer).spawn().map_err(|error| {
-                match error.kind() {
-                    io::ErrorKind::NotFound => Error::ToolMissing { tool },
-                    _ => Error::io(path, "start a tool")(error),
-                }
+        let child = command
+            .env_clear()
+            .env("PATH", PATH)
+            .env("LC_ALL", "C")
+            .stdin(Stdio::null())
+            .stderr(writer)
+            .spawn()
+            .map_err(|error| match error.kind() {
+                io::ErrorKind::NotFound => Error::ToolMissing { tool },
+                _ => Error::io(path, "start a tool")(error),
             })?;
         Ok(Self { tool, child, stderr })
     }
@@ -179,6 +185,9 @@ impl Running {
         let stderr = String::from_utf8_lossy(&text).trim().replace('\n', "; ");
         if stderr.contains("log that needs to be replayed") {
             return Error::DirtyLog { path: path.to_owned() };
+        }
+        if stderr.contains("Is another process using the image") {
+            return Error::Busy { path: path.to_owned() };
         }
         Error::Tool { tool: self.tool, op, path: path.to_owned(), status: status.to_string(), stderr }
     }

@@ -41,5 +41,6 @@ pub use attestation::tpm::Check;
 pub use admin::{Hgs, InitOptions};
 pub use audit::{Entry, Event};
 pub use error::{Error, Result};
+pub use kps::Document;
 pub use permit::Permit;
 pub use store::{HostEntry, InUse, StoreUrl};

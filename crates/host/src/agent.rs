@@ -7,15 +7,17 @@ use std::time::Duration;
 
 use key_protector::{DerivedKey, Protector, Rolled, TransportKey};
 use machine::accel::{Chooser, Verdict};
+use machine::proof::Proof;
 use machine::record::SealedRecord;
 use machine::{DiskSpec, Policy, Running, StartOptions, VmSpec};
 use tokio::sync::OwnedMutexGuard;
 
-use crate::api::{AgentInfo, PowerState, VmStatus};
+use crate::api::{AgentInfo, OfflineStatus, PowerState, VmStatus};
 use crate::console::Console;
 use crate::error::{Context, Error, Kind, Next, Result};
 use crate::holder::{Held, Holders};
-use crate::keys::KeySource;
+use crate::keys::{KeySource, Unreleased};
+use crate::offline;
 use crate::store::{Store, VmDir};
 use crate::wire::Events;
 
@@ -33,6 +35,8 @@ pub(crate) struct Live {
     accel: Verdict,
     /// Derived from the transport key; all that is kept of it.
     migration: DerivedKey,
+    /// It was started with a key that this host kept.
+    offline: bool,
 }
 
 impl Live {
@@ -42,10 +46,11 @@ impl Live {
         record: &SealedRecord,
         key: &TransportKey,
         accel: Verdict,
+        offline: bool,
     ) -> Self {
         let console = running.take_console().map(Console::spawn);
         let migration = key.derive(crate::migration::LABEL);
-        Live { running, policy: record.policy, console, spec: spec.clone(), accel, migration }
+        Live { running, policy: record.policy, console, spec: spec.clone(), accel, migration, offline }
     }
 
     pub(crate) fn spec(&self) -> &VmSpec {
@@ -353,11 +358,24 @@ impl Agent {
     }
 
     /// Starts a VM: the key is released, rolled, the sealed state moved under the new key, and only then QEMU
-    /// runs.
+    /// runs. While no Host Guardian Service answers, and if owner and fabric allow it, the key of the last start is
+    /// used once more (see [`crate::offline`]).
     ///
     /// # Errors
     /// `KeyRelease` when no key comes, `Refused` when the sealed record says otherwise than the files.
     pub async fn start(&self, vm: &mut VmLock, events: &Events) -> Result<()> {
+        self.start_with(vm, self.keys.keeps_offline(), events).await
+    }
+
+    /// The same for a VM that comes from elsewhere: the Host Guardian Service has to answer.
+    ///
+    /// # Errors
+    /// Those of [`Agent::start`].
+    pub async fn first_start(&self, vm: &mut VmLock, events: &Events) -> Result<()> {
+        self.start_with(vm, false, events).await
+    }
+
+    async fn start_with(&self, vm: &mut VmLock, may_be_offline: bool, events: &Events) -> Result<()> {
         let name = vm.dir.name().to_owned();
         if vm.is_running() {
             return Err(Error::new(Kind::WrongState, format!("{name} is running already")));
@@ -370,26 +388,35 @@ impl Agent {
         }
         vm.refuse_orphan()?;
         let spec = vm.dir.spec()?;
+        if !spec.firmware.is_known() {
+            return Err(Error::new(Kind::Refused, format!("{name}: 'firmware' in vm.json is not the distribution's"))
+                .remedy("undo the edit: firmware measures the boot, and another one could give the guest's key away"));
+        }
         let current = vm.dir.current()?;
         let protector = vm.dir.protector(current)?;
         events.say("key-release", format!("asking for the key of {name}"));
-        let rolled = self.keys.roll(&protector).await?;
-        let record = open_record(&vm.dir, current, &rolled, &protector)?;
-        check_record(&spec, &record, current)?;
-        events.say("reseal", "sealing the state under the new transport key");
-        let next = self.reseal(&vm.dir, current, &rolled, record).await?;
-        let record = next.record;
+        let opened = match self.keys.release(&protector).await {
+            Ok(rolled) => self.open_rolled(&vm.dir, &spec, current, &protector, rolled, events).await?,
+            Err(Unreleased::Silence(error)) if may_be_offline => {
+                self.open_offline(&vm.dir, &spec, current, &protector, error, events).await?
+            }
+            Err(Unreleased::Verdict(error)) => {
+                // Whoever pulls the plug after a refusal gains nothing.
+                self.drop_offline_key(&vm.dir, &spec).await;
+                return Err(error);
+            }
+            Err(unreleased) => return Err(unreleased.into()),
+        };
+        let Opened { slot, key, record, offline } = opened;
 
         let mut whole = spec.clone();
         whole.disks.extend(vm.dir.attached()?);
         let options = self.start_options(&name, record.policy).await?;
         let accel = options.accel.clone();
         events.say("start", format!("starting {name} under {} ({})", accel.accel, accel.reason));
-        let slot = vm.dir.slot(next.generation);
-        let running = Running::start(&whole, &slot, &rolled.egress, &record, options)
-            .await
-            .context(Kind::Internal, || format!("{name} did not start"))?;
-        *vm.live = Some(Live::new(running, &spec, &record, &rolled.egress, accel));
+        let started = Running::start(&whole, &vm.dir.slot(slot), &key, &record, options).await;
+        let running = started.map_err(|error| not_started(&name, &error))?;
+        *vm.live = Some(Live::new(running, &spec, &record, &key, accel, offline));
         Ok(())
     }
 
@@ -399,8 +426,104 @@ impl Agent {
         let accel = tokio::task::spawn_blocking(move || chooser.now())
             .await
             .context(Kind::Internal, || "the search for KVM stopped".into())?;
-        let console = policy == Policy::EncryptionSupported;
-        Ok(StartOptions { accel, log_dir: self.store.logs(name), console })
+        Ok(StartOptions {
+            accel,
+            log_dir: self.store.logs(name),
+            console: policy == Policy::EncryptionSupported,
+            hidden: vec![self.store.root().to_path_buf()],
+        })
+    }
+
+    /// What a released key is for: the state goes into the next slot, under the new key.
+    async fn open_rolled(
+        &self,
+        dir: &VmDir,
+        spec: &VmSpec,
+        current: u64,
+        protector: &Protector,
+        rolled: Rolled,
+        events: &Events,
+    ) -> Result<Opened> {
+        let record = open_record(dir, current, &rolled, protector)?;
+        check_record(spec, &record, current)?;
+        events.say("reseal", "sealing the state under the new transport key");
+        let Resealed { generation, record } = self.reseal(dir, current, &rolled, record).await?;
+        if let Some(left) = self.keep_offline_key(dir, spec, &rolled).await {
+            events.say(
+                "offline",
+                format!("this host keeps the key of {}: {left} starts without the Host Guardian Service", dir.name()),
+            );
+        }
+        Ok(Opened { slot: generation, key: rolled.egress, record, offline: false })
+    }
+
+    /// Without a service there is nobody who could sign another protector: slot and key stay what they are. The start
+    /// is counted before the key is used for anything; one that fails later is counted too.
+    async fn open_offline(
+        &self,
+        dir: &VmDir,
+        spec: &VmSpec,
+        current: u64,
+        protector: &Protector,
+        mut silence: Error,
+        events: &Events,
+    ) -> Result<Opened> {
+        let Some(keys) = self.keys.offline_keys() else { return Err(silence) };
+        let name = dir.name();
+        let taken = match keys.take(dir, spec.id, protector).await {
+            Ok(taken) => taken,
+            Err(why) => {
+                silence.causes.push(why.message);
+                silence.causes.extend(why.causes);
+                return Err(silence);
+            }
+        };
+        let left = taken.remaining;
+        tracing::warn!(vm = name, protector = protector.digest(), left, "started without the Host Guardian Service");
+        offline::note(&self.store.logs(name), protector, left)?;
+        events.say(
+            "offline",
+            format!("no Host Guardian Service answers: {name} starts with the key that this host kept ({left} such starts left)"),
+        );
+        let record = open_record_with(dir, current, &taken.key, protector)?;
+        check_record(spec, &record, current)?;
+        Ok(Opened { slot: current, key: taken.key, record, offline: true })
+    }
+
+    /// After a roll: keeps the new key if owner and fabric allow it, and nothing older in any case. A VM is not kept
+    /// from running because its next start would need the service. Returns how many starts the key is good for.
+    pub(crate) async fn keep_offline_key(&self, dir: &VmDir, spec: &VmSpec, rolled: &Rolled) -> Option<u32> {
+        let allowed = self.keys.keeps_offline() && offline::allowed(&rolled.egress_protector) > 0;
+        if allowed && let Some(keys) = self.keys.offline_keys() {
+            match keys.keep(dir, spec.id, rolled).await {
+                Ok(left) => return Some(left),
+                Err(error) => {
+                    tracing::warn!(vm = dir.name(), %error, causes = ?error.causes, "no key is kept for offline starts");
+                }
+            }
+        }
+        self.drop_offline_key(dir, spec).await;
+        None
+    }
+
+    async fn drop_offline_key(&self, dir: &VmDir, spec: &VmSpec) {
+        if let Some(keys) = self.keys.offline_keys()
+            && let Err(error) = keys.forget(dir, spec.id).await
+        {
+            tracing::warn!(vm = dir.name(), %error, causes = ?error.causes, "a kept key could not be forgotten");
+        }
+    }
+
+    /// Forgets a key that was kept for starts without the Host Guardian Service: the VM leaves this host, or goes back
+    /// to an earlier state.
+    ///
+    /// # Errors
+    /// When its file cannot be removed, or this host's TPM does not follow.
+    pub async fn forget_offline_key(&self, dir: &VmDir) -> Result<()> {
+        match self.keys.offline_keys() {
+            Some(keys) => keys.forget(dir, dir.spec()?.id).await,
+            None => Ok(()),
+        }
     }
 
     /// Moves a VM's sealed state into the next slot, under the egress key, and puts that in force.
@@ -422,10 +545,38 @@ impl Agent {
             &rolled.egress_protector.digest(),
         )
         .await
-        .context(Kind::Internal, || format!("cannot seal the state of {} again", dir.name()))?;
+        .map_err(|error| {
+            let message = format!("cannot seal the state of {} again", dir.name());
+            let slot = dir.slot(from);
+            match error.kind() {
+                "vars-format" | "vars-sealed" => Error::new(Kind::BadInput, message)
+                    .caused_by(&error)
+                    .remedy(format!("the UEFI variables in {} were damaged or altered; restore them", slot.display())),
+                _ => Error::new(Kind::Internal, message).caused_by(&error).remedy(format!(
+                    "if {} was altered, or is another VM's or time's, put back what belongs there",
+                    slot.display()
+                )),
+            }
+        })?;
         dir.write_protector(generation, &rolled.egress_protector)?;
         dir.switch_to(generation, from)?;
         Ok(Resealed { generation, record })
+    }
+
+    /// What a running VM exposes, found out now.
+    ///
+    /// # Errors
+    /// `WrongState` when it does not run under this agent.
+    pub async fn proof(&self, name: &str) -> Result<Proof> {
+        let mut vm = self.lock(name)?;
+        vm.refuse_orphan()?;
+        if vm.is_running()
+            && let Some(live) = &*vm.live
+        {
+            return live.running.proof().await.context(Kind::Internal, || format!("cannot look at {name}"));
+        }
+        Err(Error::new(Kind::WrongState, format!("{name} is off, and exposes nothing"))
+            .remedy(format!("drydock vm start {name}")))
     }
 
     /// A stream to the console, for the policies that have one.
@@ -490,12 +641,14 @@ impl Agent {
         let owner = protector.owner().signing_certificate();
         let mut state = PowerState::Off;
         let mut pid = None;
+        let mut started_offline = false;
         match self.cell(dir.name()).try_lock() {
             Err(_) => state = PowerState::Busy,
             Ok(mut live) => {
                 if let Some(live) = live.as_mut().filter(|live| live.running.is_alive()) {
                     state = PowerState::Running;
                     pid = Some(live.running.pid());
+                    started_offline = live.offline;
                 } else if let Some(orphan) = machine::find_qemu(spec.id) {
                     state = PowerState::Orphaned;
                     pid = Some(orphan);
@@ -518,6 +671,8 @@ impl Agent {
             owner_fingerprint: owner.fingerprint(),
             recovery: dir.hold()?,
             handed_over: dir.handed_over()?,
+            offline: (self.keys.keeps_offline() && offline::allowed(&protector) > 0)
+                .then(|| OfflineStatus { remaining: offline::left(dir, &protector), started: started_offline }),
             pid,
         })
     }
@@ -549,10 +704,29 @@ async fn futures_join(futures: impl Iterator<Item = impl Future<Output = ()>>) {
     .await;
 }
 
+/// The slot that a VM starts from, and what opens it.
+struct Opened {
+    slot: u64,
+    key: TransportKey,
+    record: SealedRecord,
+    offline: bool,
+}
+
 /// A slot that was just put in force.
 pub struct Resealed {
     pub generation: u64,
     pub record: SealedRecord,
+}
+
+/// Why a VM did not start. That it exposes too much is a refusal, and no fault of its files.
+pub(crate) fn not_started(name: &str, error: &machine::Error) -> Error {
+    let message = format!("{name} did not start");
+    match error {
+        machine::Error::Exposed { .. } => Error::new(Kind::Refused, message).caused_by(error).remedy(
+            "what was found contradicts what every VM is started with: look for other programs of these names, or              for what changed on this host; drydock doctor",
+        ),
+        _ => Error::new(Kind::Internal, message).caused_by(error),
+    }
 }
 
 fn console_refused(name: &str) -> Error {
@@ -565,8 +739,12 @@ fn console_refused(name: &str) -> Error {
 /// # Errors
 /// `Refused` when the record does not open or is not this VM's.
 pub fn open_record(dir: &VmDir, slot: u64, rolled: &Rolled, protector: &Protector) -> Result<SealedRecord> {
+    open_record_with(dir, slot, &rolled.ingress, protector)
+}
+
+fn open_record_with(dir: &VmDir, slot: u64, key: &TransportKey, protector: &Protector) -> Result<SealedRecord> {
     let id = dir.spec()?.id;
-    machine::state::open_record(&dir.slot(slot), &rolled.ingress, id, &protector.digest()).context(Kind::Refused, || {
+    machine::state::open_record(&dir.slot(slot), key, id, &protector.digest()).context(Kind::Refused, || {
         format!(
             "the sealed state of {} does not belong to its key protector: it was altered, or taken from another VM or time",
             dir.name()

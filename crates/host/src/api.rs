@@ -24,6 +24,10 @@ pub enum VmRequest {
     VmShow {
         name: String,
     },
+    /// What a running VM exposes; answered with a [`machine::proof::Proof`].
+    VmProof {
+        name: String,
+    },
     VmDelete {
         name: String,
     },
@@ -98,6 +102,9 @@ pub struct VmStatus {
     /// Set when it was handed over to another host that has not said whether it runs there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub handed_over: Option<HandedOver>,
+    /// Set where the fabric and the owner let the VM start without the Host Guardian Service.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub offline: Option<OfflineStatus>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pid: Option<u32>,
 }
@@ -109,6 +116,15 @@ pub struct HandedOver {
     pub migration: uuid::Uuid,
     /// `HOST:PORT` of the agent there.
     pub to: String,
+}
+
+/// Starts without the Host Guardian Service.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct OfflineStatus {
+    /// How many are left until the next start with it.
+    pub remaining: u32,
+    /// Whether the VM runs after such a start.
+    pub started: bool,
 }
 
 /// Why a VM must not be started, changed or deleted for now.

@@ -98,7 +98,7 @@ impl Agent {
     ///
     /// # Errors
     /// `WrongState` while it runs or a recovery holds it.
-    pub fn delete(&self, name: &str) -> Result<()> {
+    pub async fn delete(&self, name: &str) -> Result<()> {
         let mut vm = self.lock(name)?;
         if vm.is_running() {
             return Err(
@@ -110,6 +110,7 @@ impl Agent {
             return Err(Error::new(Kind::WrongState, format!("{name} cannot be deleted: {}", hold.reason))
                 .remedy(format!("drydock recovery status {name}")));
         }
+        self.forget_offline_key(vm.dir()).await?;
         vm.dir().remove()?;
         let _ = std::fs::remove_dir_all(self.store().logs(name));
         Ok(())

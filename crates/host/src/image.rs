@@ -28,7 +28,7 @@ pub struct ImageInfo {
 /// `BadInput` when it is no image QEMU knows, or one that names other files: a header written by a tenant must
 /// not make the agent read what the tenant cannot.
 pub async fn info(path: &Path) -> Result<ImageInfo> {
-    let output = Command::new("qemu-img")
+    let output = qemu_img()
         .args(["info", "--output=json"])
         .arg(path)
         .stdin(Stdio::null())
@@ -39,21 +39,31 @@ pub async fn info(path: &Path) -> Result<ImageInfo> {
         let said = String::from_utf8_lossy(&output.stderr);
         return Err(Error::new(Kind::BadInput, format!("{} is not a disk image: {}", path.display(), said.trim())));
     }
-    let info: ImageInfo = serde_json::from_slice(&output.stdout)
-        .context(Kind::Internal, || "qemu-img info answers in another shape".into())?;
-    let external = info.specific.pointer("/data/data-file").is_some();
-    if info.backing.is_some() || external {
-        return Err(Error::new(Kind::BadInput, format!("{} refers to another file", path.display()))
-            .remedy("flatten it first: qemu-img convert -O qcow2 IMAGE FLAT"));
+    ImageInfo::read(path, &output.stdout)
+}
+
+impl ImageInfo {
+    /// Reads what `qemu-img info` said of the image at `path`, and refuses one that names other files.
+    ///
+    /// # Errors
+    /// `BadInput` for such an image or an unknown format; `Internal` when it is not what qemu-img writes.
+    pub fn read(path: &Path, json: &[u8]) -> Result<Self> {
+        let info: ImageInfo =
+            serde_json::from_slice(json).context(Kind::Internal, || "qemu-img info answers in another shape".into())?;
+        let external = info.specific.pointer("/data/data-file").is_some();
+        if info.backing.is_some() || external {
+            return Err(Error::new(Kind::BadInput, format!("{} refers to another file", path.display()))
+                .remedy("flatten it first: qemu-img convert -O qcow2 IMAGE FLAT"));
+        }
+        if !["raw", "qcow2", "vhdx"].contains(&info.format.as_str()) {
+            return Err(Error::new(
+                Kind::BadInput,
+                format!("{}: format '{}' is not supported", path.display(), info.format),
+            )
+            .remedy("convert it to qcow2, raw or VHDX"));
+        }
+        Ok(info)
     }
-    if !["raw", "qcow2", "vhdx"].contains(&info.format.as_str()) {
-        return Err(Error::new(
-            Kind::BadInput,
-            format!("{}: format '{}' is not supported", path.display(), info.format),
-        )
-        .remedy("convert it to qcow2, raw or VHDX"));
-    }
-    Ok(info)
 }
 
 /// Copies an image into a new qcow2 of the store. Stops, and leaves nothing, once the client has gone.
@@ -62,7 +72,7 @@ pub async fn info(path: &Path) -> Result<ImageInfo> {
 /// `BadInput`, `Interrupted`, or `Internal` with what qemu-img said.
 pub async fn import(source: &Path, target: &Path, events: &Events) -> Result<ImageInfo> {
     let info = info(source).await?;
-    let mut child = Command::new("qemu-img")
+    let mut child = qemu_img()
         .args(["convert", "-p", "-f", &info.format, "-O", "qcow2"])
         .args([source, target])
         .stdin(Stdio::null())
@@ -109,7 +119,7 @@ pub async fn import(source: &Path, target: &Path, events: &Events) -> Result<Ima
 /// # Errors
 /// `Internal` with what qemu-img said.
 pub async fn create(target: &Path, size: u64) -> Result<()> {
-    let output = Command::new("qemu-img")
+    let output = qemu_img()
         .args(["create", "-q", "-f", "qcow2"])
         .arg(target)
         .arg(size.to_string())
@@ -122,6 +132,13 @@ pub async fn create(target: &Path, size: u64) -> Result<()> {
         return Err(Error::new(Kind::Internal, format!("qemu-img cannot make {}: {}", target.display(), said.trim())));
     }
     Ok(())
+}
+
+/// The distribution's, whatever the agent's environment says.
+fn qemu_img() -> Command {
+    let mut command = Command::new("qemu-img");
+    command.env_clear().env("PATH", machine::PATH).env("LC_ALL", "C");
+    command
 }
 
 /// `qemu-img -p` prints `    (12.34/100%)` and returns to the start of the line.

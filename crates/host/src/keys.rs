@@ -12,6 +12,7 @@ use zeroize::Zeroizing;
 
 use crate::durable;
 use crate::error::{Context, Error, Kind, Result};
+use crate::offline::OfflineKeys;
 
 const MAX_GUARDIAN: u64 = 256 << 10;
 
@@ -30,15 +31,51 @@ impl KeySource {
     /// # Errors
     /// `KeyRelease` with the HGS's or the protector's reason.
     pub async fn roll(&self, protector: &Protector) -> Result<Rolled> {
+        self.release(protector).await.map_err(Error::from)
+    }
+
+    /// The same, and what a failure means for a key that this host keeps.
+    pub(crate) async fn release(&self, protector: &Protector) -> std::result::Result<Rolled, Unreleased> {
         match self {
             KeySource::Hgs(guarded) => guarded.roll(protector).await,
-            KeySource::Local(local) => local.roll(protector),
+            KeySource::Local(local) => local.roll(protector).map_err(Unreleased::Unclear),
         }
+    }
+
+    /// Where a guarded host keeps keys for starts without the service, also while it keeps none.
+    pub(crate) fn offline_keys(&self) -> Option<OfflineKeys<'_>> {
+        match self {
+            KeySource::Hgs(guarded) => Some(OfflineKeys(&guarded.proof)),
+            KeySource::Local(_) => None,
+        }
+    }
+
+    /// Whether the fabric lets this host keep keys. Guardians on this machine need no such thing.
+    pub(crate) fn keeps_offline(&self) -> bool {
+        matches!(self, KeySource::Hgs(guarded) if guarded.offline)
     }
 
     #[must_use]
     pub fn is_local(&self) -> bool {
         matches!(self, KeySource::Local(_))
+    }
+}
+
+/// No key came.
+pub(crate) enum Unreleased {
+    /// No node of the service answered.
+    Silence(Error),
+    /// The service said no, and means it.
+    Verdict(Error),
+    /// Neither: something else answered, or the question could not be put.
+    Unclear(Error),
+}
+
+impl From<Unreleased> for Error {
+    fn from(unreleased: Unreleased) -> Self {
+        match unreleased {
+            Unreleased::Silence(error) | Unreleased::Verdict(error) | Unreleased::Unclear(error) => error,
+        }
     }
 }
 
@@ -56,6 +93,7 @@ pub struct Guarded {
     /// The node that answered last: asked first the next time.
     preferred: AtomicUsize,
     proof: HostProof,
+    offline: bool,
 }
 
 struct Node {
@@ -78,7 +116,13 @@ impl Guarded {
         if nodes.is_empty() {
             return Err(Error::new(Kind::BadInput, "no Host Guardian Service is named"));
         }
-        Ok(Guarded { nodes, preferred: AtomicUsize::new(0), proof })
+        Ok(Guarded { nodes, preferred: AtomicUsize::new(0), proof, offline: false })
+    }
+
+    /// Whether this host keeps keys for starts without the service, where the VM's owner allows it.
+    #[must_use]
+    pub fn offline(self, offline: bool) -> Self {
+        Guarded { offline, ..self }
     }
 
     /// All nodes' addresses.
@@ -110,12 +154,12 @@ impl Guarded {
     /// # Errors
     /// `KeyRelease` with the AttestationStatus and what to do about it.
     pub async fn attest(&self) -> Result<HealthCertificate> {
-        self.try_nodes(None).await.map(|(health, _)| health)
+        Ok(self.try_nodes(None).await?.0)
     }
 
-    async fn roll(&self, protector: &Protector) -> Result<Rolled> {
+    async fn roll(&self, protector: &Protector) -> std::result::Result<Rolled, Unreleased> {
         let (_, rolled) = self.try_nodes(Some(protector)).await?;
-        rolled.ok_or_else(|| Error::new(Kind::Internal, "no key was asked for"))
+        rolled.ok_or_else(|| Unreleased::Unclear(Error::new(Kind::Internal, "no key was asked for")))
     }
 
     /// A health certificate per start: it costs one request, and a host that was removed from the HGS a minute ago
@@ -124,8 +168,7 @@ impl Guarded {
         let health = self.attest_at(node).await?;
         let Some(protector) = protector else { return Ok((health, None)) };
         let rolled = node.client.roll_transport_key(protector, &health).await.map_err(|e| {
-            let message = format!("the Host Guardian Service at {} did not release the key", node.url);
-            Failure { passing: is_passing(&e), error: release_error(message, &e) }
+            Failure::new(format!("the Host Guardian Service at {} did not release the key", node.url), &e)
         })?;
         Ok((health, Some(rolled)))
     }
@@ -137,16 +180,15 @@ impl Guarded {
         };
         attested.map_err(|e| {
             let status = e.status().name();
-            let message = format!("the Host Guardian Service at {} did not attest this host: {status}", node.url);
-            Failure { passing: is_passing(&e), error: release_error(message, &e) }
+            Failure::new(format!("the Host Guardian Service at {} did not attest this host: {status}", node.url), &e)
         })
     }
 
     /// Asks each node once (MS-KPS 3.2.3: as many tries as there are addresses), the one that answered last first. A
     /// node that answers decides, also when it refuses.
-    async fn try_nodes(&self, protector: Option<&Protector>) -> Result<Answer> {
+    async fn try_nodes(&self, protector: Option<&Protector>) -> std::result::Result<Answer, Unreleased> {
         let first = self.preferred.load(Ordering::Relaxed);
-        let mut silent = Vec::new();
+        let mut passed = Vec::new();
         for place in (0..self.nodes.len()).map(|n| (first + n) % self.nodes.len()) {
             let Some(node) = self.nodes.get(place) else { continue };
             match self.ask(node, protector).await {
@@ -154,17 +196,19 @@ impl Guarded {
                     self.preferred.store(place, Ordering::Relaxed);
                     return Ok(answer);
                 }
-                Err(Failure { passing: true, error }) => {
+                Err(Failure { passing: true, silent, error, .. }) => {
                     tracing::warn!(hgs = node.url, %error, "asking the next node");
-                    silent.push(error);
+                    passed.push((silent, error));
                 }
-                Err(Failure { error, .. }) => return Err(error),
+                Err(Failure { verdict: true, error, .. }) => return Err(Unreleased::Verdict(error)),
+                Err(Failure { error, .. }) => return Err(Unreleased::Unclear(error)),
             }
         }
-        let others: Vec<String> = silent.iter().skip(1).map(|error| error.message.clone()).collect();
-        let mut error = silent.into_iter().next().unwrap_or_else(|| Error::new(Kind::KeyRelease, "no node was asked"));
-        error.causes.extend(others);
-        Err(error)
+        let silence = passed.iter().all(|(silent, _)| *silent);
+        let mut errors = passed.into_iter().map(|(_, error)| error);
+        let mut error = errors.next().unwrap_or_else(|| Error::new(Kind::KeyRelease, "no node was asked"));
+        error.causes.extend(errors.map(|error| error.message));
+        Err(if silence { Unreleased::Silence(error) } else { Unreleased::Unclear(error) })
     }
 }
 
@@ -174,11 +218,22 @@ type Answer = (HealthCertificate, Option<Rolled>);
 struct Failure {
     /// Another node may answer.
     passing: bool,
+    /// This one did not.
+    silent: bool,
+    /// This one did, and refused.
+    verdict: bool,
     error: Error,
 }
 
-fn is_passing(error: &hgs::client::Error) -> bool {
-    error.status() == Status::TransientError
+impl Failure {
+    fn new(message: String, cause: &hgs::client::Error) -> Self {
+        Failure {
+            passing: cause.status() == Status::TransientError,
+            silent: cause.is_silence(),
+            verdict: cause.is_verdict(),
+            error: release_error(message, cause),
+        }
+    }
 }
 
 fn release_error(message: String, cause: &hgs::client::Error) -> Error {

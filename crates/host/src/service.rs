@@ -36,8 +36,9 @@ pub async fn vm_request(agent: &Agent, request: VmRequest, events: &Events) -> R
             Value::Array(all)
         }
         VmRequest::VmShow { name } => status(agent, &name)?,
+        VmRequest::VmProof { name } => to_value(&agent.proof(&name).await?)?,
         VmRequest::VmDelete { name } => {
-            agent.delete(&name)?;
+            agent.delete(&name).await?;
             json!({ "deleted": name })
         }
         VmRequest::VmConsole { name } => return Ok(Outcome::Stream(agent.console(&name).await?)),

@@ -7,6 +7,7 @@
 //! STORE/vms/NAME/disk-0.qcow2   a disk, encrypted by the guest
 //! STORE/vms/NAME/hold.json      present while a recovery holds the VM
 //! STORE/vms/NAME/attached.json  disks attached for a recovery
+//! STORE/vms/NAME/offline.sealed a key for starts without the Host Guardian Service (crate::offline)
 //! STORE/vms/NAME/handed-over.json  present while the VM may run on the host that it was migrated to
 //! STORE/vms/NAME/arrival.json   present while the VM comes from another host
 //! ```
@@ -194,7 +195,18 @@ impl VmDir {
     /// # Errors
     /// `BadInput` naming the file when it is not a valid VM specification.
     pub fn spec(&self) -> Result<VmSpec> {
-        let spec: VmSpec = read_json(&self.path.join("vm.json"))?;
+        self.checked_spec(read_json(&self.path.join("vm.json"))?)
+    }
+
+    /// The same from the content of `vm.json`.
+    ///
+    /// # Errors
+    /// `BadInput` naming the file when it is not a valid VM specification.
+    pub fn parse_spec(&self, bytes: &[u8]) -> Result<VmSpec> {
+        self.checked_spec(parse_json(&self.path.join("vm.json"), bytes)?)
+    }
+
+    fn checked_spec(&self, spec: VmSpec) -> Result<VmSpec> {
         spec.validate().context(Kind::BadInput, || {
             format!("{} is not a valid VM specification", self.path.join("vm.json").display())
         })?;
@@ -413,7 +425,15 @@ impl VmDir {
 pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
     let bytes =
         durable::read_bounded(path, MAX_JSON).context(Kind::BadInput, || format!("cannot read {}", path.display()))?;
-    serde_json::from_slice(&bytes)
+    parse_json(path, &bytes)
+}
+
+/// Reads the content of such a file; `path` is for messages.
+///
+/// # Errors
+/// `BadInput` naming the file and, where serde knows it, the field.
+pub fn parse_json<T: DeserializeOwned>(path: &Path, bytes: &[u8]) -> Result<T> {
+    serde_json::from_slice(bytes)
         .context(Kind::BadInput, || format!("{} is damaged", path.display()))
         .or_next(|| "undo the edit, or restore the file from a backup".into())
 }

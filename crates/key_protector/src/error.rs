@@ -48,6 +48,8 @@ pub enum Error {
     TransportKeySignature,
     #[error("MaxOfflineUnwraps differs from the number that is bound inside the wrappings")]
     OfflineUnwraps,
+    #[error("a protector allows at most {limit} offline unwraps")]
+    TooManyOfflineUnwraps { limit: u32 },
     #[error("the protector has no wrapping for guardian {guardian:?}")]
     NotARecipient { guardian: String },
     #[error("wrapping {id} does not contain a transport key for this guardian")]
@@ -158,6 +160,7 @@ impl Error {
             GuardianSignature { .. } => "guardian-signature",
             TransportKeySignature => "transport-key-signature",
             OfflineUnwraps => "offline-unwraps",
+            TooManyOfflineUnwraps { .. } => "too-many-offline-unwraps",
             NotARecipient { .. } => "not-a-recipient",
             Unwrap { .. } => "unwrap",
             NotOwner { .. } => "not-owner",

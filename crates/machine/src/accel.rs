@@ -14,7 +14,8 @@ use command_fds::{CommandFdExt, FdMapping};
 use raw_cpuid::{CpuId, Hypervisor};
 use serde::{Deserialize, Serialize};
 
-use crate::process::QEMU;
+use crate::process::{PATH, QEMU};
+use crate::user;
 
 /// What executes the guest's instructions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -118,6 +119,9 @@ fn outer_is_tcg() -> bool {
 
 fn kvm_works(outer_tcg: bool) -> Result<String, String> {
     OpenOptions::new().read(true).write(true).open("/dev/kvm").map_err(|e| format!("/dev/kvm does not open: {e}"))?;
+    if !user::may_use_kvm() {
+        return Err("/dev/kvm is open to root only, and VMs do not run as root: chgrp kvm, chmod 660".into());
+    }
     let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").map_err(|e| format!("/proc/cpuinfo cannot be read: {e}"))?;
     let feature =
         virtualization_feature(&cpuinfo).ok_or("/dev/kvm opens, but the processor shows neither vmx nor svm")?;
@@ -157,6 +161,8 @@ fn run_tiny_guest(machine: &str, deadline: Duration) -> Result<(), String> {
     let bios = memory_file(&tiny_bios()).map_err(|e| format!("no memory file: {e}"))?;
     let mut command = Command::new(QEMU);
     command
+        .env_clear()
+        .env("PATH", PATH)
         .args(["-nodefaults", "-no-user-config", "-display", "none", "-m", "16"])
         .args(["-machine", machine, "-bios", "/dev/fd/3"])
         .args(["-device", "isa-debug-exit,iobase=0xf4,iosize=0x4"])

@@ -3,59 +3,85 @@
 //! A qcow2 header can name other files (a backing file, a data file) that QEMU would open with the
 //! host's rights. An image that came from a tenant must not make the host read its own files.
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::Read;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 
 use serde_json::{Value, json};
 
-use crate::spec::{Backing, DiskFormat, DiskSpec};
+use crate::proof::{FileId, file_id};
+use crate::qemu::{backing_set, disk_node, image_set};
+use crate::spec::{DiskFormat, DiskSpec};
 use crate::{Error, Result};
 
-/// A disk whose image, and the one under it, were looked at.
-#[derive(Clone, Debug)]
+/// A disk whose image, and the one under it, were looked at and are open: QEMU gets these descriptors, can open no
+/// file of the store itself, and what was looked at is what it uses.
+#[derive(Debug)]
 pub struct CheckedDisk {
     spec: DiskSpec,
-    block_device: bool,
-    backing: Option<CheckedBacking>,
+    image: Image,
+    backing: Option<Image>,
 }
 
-#[derive(Clone, Debug)]
-struct CheckedBacking {
-    image: Backing,
+#[derive(Debug)]
+struct Image {
+    format: DiskFormat,
     block_device: bool,
+    writable: bool,
+    file: File,
 }
 
-/// Looks at a disk's images: each is a file or a block device, and names no other file.
+/// Looks at a disk's images: each is a file or a block device, and names no other file. The one under an overlay can
+/// only be read: it is another VM's.
 pub fn check(spec: &DiskSpec) -> Result<CheckedDisk> {
+    look_at(spec, false)
+}
+
+/// The same for a disk that is part of the VM: its overlay may be merged into the image under it.
+pub(crate) fn check_own(spec: &DiskSpec) -> Result<CheckedDisk> {
+    look_at(spec, true)
+}
+
+fn look_at(spec: &DiskSpec, own: bool) -> Result<CheckedDisk> {
     spec.validate()?;
-    let block_device = check_image(&spec.path, spec.format)?;
+    let image = Image::open(&spec.path, spec.format, true)?;
     let backing = match &spec.backing {
         None => None,
-        Some(image) => {
-            let block_device = check_image(&image.path, image.format)?;
-            Some(CheckedBacking { image: image.clone(), block_device })
-        }
+        Some(below) => Some(Image::open(&below.path, below.format, own)?),
     };
-    Ok(CheckedDisk { spec: spec.clone(), block_device, backing })
+    Ok(CheckedDisk { spec: spec.clone(), image, backing })
 }
 
-/// Whether the image is a block device.
-fn check_image(path: &Path, format: DiskFormat) -> Result<bool> {
-    let bad = |reason| Error::DiskImage { path: path.to_owned(), reason };
-    let mut file = File::open(path).map_err(Error::io("open", path))?;
-    let kind = file.metadata().map_err(Error::io("look at", path))?.file_type();
-    let block_device = kind.is_block_device();
-    if !block_device && !kind.is_file() {
-        return Err(bad("is neither a file nor a block device"));
+impl Image {
+    fn open(path: &Path, format: DiskFormat, writable: bool) -> Result<Self> {
+        let bad = |reason| Error::DiskImage { path: path.to_owned(), reason };
+        let mut file = open(path, writable)?;
+        let kind = file.metadata().map_err(Error::io("look at", path))?.file_type();
+        let block_device = kind.is_block_device();
+        if !block_device && !kind.is_file() {
+            return Err(bad("is neither a file nor a block device"));
+        }
+        if format == DiskFormat::Qcow2 {
+            let mut header = Vec::new();
+            file.by_ref().take(80).read_to_end(&mut header).map_err(Error::io("read", path))?;
+            check_qcow2(&header).map_err(bad)?;
+        }
+        Ok(Self { format, block_device, writable, file })
     }
-    if format == DiskFormat::Qcow2 {
-        let mut header = Vec::new();
-        file.by_ref().take(80).read_to_end(&mut header).map_err(Error::io("read", path))?;
-        check_qcow2(&header).map_err(bad)?;
+
+    fn protocol(&self, set: usize) -> Value {
+        let driver = if self.block_device { "host_device" } else { "file" };
+        json!({
+            "driver": driver, "filename": format!("/dev/fdset/{set}"), "read-only": !self.writable, "discard": "unmap",
+        })
     }
-    Ok(block_device)
+}
+
+/// An image file as QEMU gets it.
+pub(crate) fn open(path: &Path, writable: bool) -> Result<File> {
+    OpenOptions::new().read(true).write(writable).open(path).map_err(Error::io("open", path))
 }
 
 impl CheckedDisk {
@@ -63,29 +89,27 @@ impl CheckedDisk {
         &self.spec
     }
 
-    /// QEMU's description of the block device, named `node`; the image under an overlay is named
-    /// [`backing_node`].
-    pub(crate) fn blockdev(&self, node: &str) -> Value {
+    /// QEMU's description of the `index`th block device; the image under an overlay is named [`backing_node`].
+    pub(crate) fn blockdev(&self, index: usize) -> Value {
+        let node = disk_node(index);
         let mut blockdev = json!({
             "node-name": node,
-            "driver": self.spec.format.driver(),
+            "driver": self.image.format.driver(),
             "discard": "unmap",
             "detect-zeroes": "unmap",
-            "file": {"driver": protocol(self.block_device), "filename": self.spec.path, "discard": "unmap"},
+            "file": self.image.protocol(image_set(index)),
         });
-        if self.spec.format == DiskFormat::Qcow2 {
+        if self.image.format == DiskFormat::Qcow2 {
             // the header was checked; should it change before QEMU reads it, this still holds
             blockdev["backing"] = Value::Null;
         }
-        if let Some(CheckedBacking { image, block_device }) = &self.backing {
+        if let Some(image) = &self.backing {
             let mut backing = json!({
-                "node-name": backing_node(node),
+                "node-name": backing_node(&node),
                 "driver": image.format.driver(),
                 "read-only": true,
                 "discard": "unmap",
-                "file": {
-                    "driver": protocol(*block_device), "filename": image.path, "auto-read-only": true, "discard": "unmap",
-                },
+                "file": image.protocol(backing_set(index)),
             });
             if image.format == DiskFormat::Qcow2 {
                 backing["backing"] = Value::Null;
@@ -94,6 +118,35 @@ impl CheckedDisk {
         }
         blockdev
     }
+
+    /// The descriptor sets that QEMU knows the `index`th disk's images by, in the order of [`CheckedDisk::into_files`].
+    pub(crate) fn sets(&self, index: usize) -> Vec<usize> {
+        let mut sets = vec![image_set(index)];
+        sets.extend(self.backing.as_ref().map(|_| backing_set(index)));
+        sets
+    }
+
+    /// Those of the sets that are of no use once the disk is in use. QEMU opens the image under a VM's own overlay
+    /// anew when it merges, so that one stays.
+    pub(crate) fn spent_sets(&self, index: usize) -> Vec<usize> {
+        let mut sets = vec![image_set(index)];
+        sets.extend(self.backing.as_ref().filter(|image| !image.writable).map(|_| backing_set(index)));
+        sets
+    }
+
+    /// The images that may be written to.
+    pub(crate) fn written(&self) -> Result<Vec<FileId>> {
+        let images = [Some(&self.image), self.backing.as_ref()].into_iter().flatten();
+        images
+            .filter(|image| image.writable)
+            .map(|image| image.file.metadata().map(|m| file_id(&m)).map_err(Error::io("look at", &self.spec.path)))
+            .collect()
+    }
+
+    /// The images. Locks on them are QEMU's as soon as nobody else has these descriptors.
+    pub(crate) fn into_files(self) -> Vec<OwnedFd> {
+        [Some(self.image), self.backing].into_iter().flatten().map(|image| image.file.into()).collect()
+    }
 }
 
 /// The node under the overlay `node`.
@@ -101,12 +154,11 @@ pub(crate) fn backing_node(node: &str) -> String {
     format!("{node}-backing")
 }
 
-fn protocol(block_device: bool) -> &'static str {
-    if block_device { "host_device" } else { "file" }
-}
-
-/// The first 80 bytes of a qcow2 image (docs/interop/qcow2.rst in QEMU's sources).
-fn check_qcow2(header: &[u8]) -> std::result::Result<(), &'static str> {
+/// Looks at the first 80 bytes of a qcow2 image (docs/interop/qcow2.rst in QEMU's sources).
+///
+/// # Errors
+/// Why it is refused: above all, that it names another file.
+pub fn check_qcow2(header: &[u8]) -> std::result::Result<(), &'static str> {
     const DATA_FILE: u64 = 1 << 2;
     let be32 = |at: usize| header.get(at..at + 4)?.try_into().ok().map(u32::from_be_bytes);
     let be64 = |at: usize| header.get(at..at + 8)?.try_into().ok().map(u64::from_be_bytes);

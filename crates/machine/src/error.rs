@@ -3,6 +3,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::luks;
+
 /// Every failure of this crate. [`Error::kind`] is its stable name.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -55,6 +57,9 @@ pub enum Error {
     /// The sealed record opened, but its contents are not a record of this version.
     #[error("the sealed record's contents are not valid")]
     RecordContents { source: serde_json::Error },
+    /// The container of the UEFI variables was not made, or does not open.
+    #[error("{} {fault}", path.display())]
+    Vars { path: PathBuf, fault: luks::Fault },
     /// The VM's description is not what its sealed record says.
     #[error("the VM's {field} is not what its sealed record says: {reason}")]
     RecordMismatch { field: &'static str, reason: String },
@@ -67,6 +72,9 @@ pub enum Error {
     /// A device that the policy forbids was asked for or found.
     #[error("the policy forbids {what}")]
     Policy { what: String },
+    /// A VM that was just started exposes what none may; it was ended again.
+    #[error("it exposes more than it may: {what}")]
+    Exposed { what: String },
     /// A virtual switch cannot be used.
     #[error("the virtual switch {name} {reason}")]
     Switch { name: String, reason: String },
@@ -106,10 +114,14 @@ impl Error {
             Self::RecordFormat { .. } => "record-format",
             Self::RecordSealed => "record-sealed",
             Self::RecordContents { .. } => "record-contents",
+            Self::Vars { fault: luks::Fault::Key, .. } => "vars-sealed",
+            Self::Vars { fault: luks::Fault::Format(_), .. } => "vars-format",
+            Self::Vars { fault: luks::Fault::NoRandom, .. } => "io",
             Self::RecordMismatch { .. } => "record-mismatch",
             Self::DiskImage { .. } => "disk-image",
             Self::Firmware => "no-firmware",
             Self::Policy { .. } => "policy",
+            Self::Exposed { .. } => "exposed",
             Self::Switch { .. } => "switch",
             Self::NoFreePort => "no-free-port",
             Self::DiskAttachment { .. } => "disk-attachment",
@@ -122,6 +134,11 @@ impl Error {
     pub(crate) fn io(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_path_buf();
         move |source| Self::Io { operation, path, source }
+    }
+
+    pub(crate) fn vars(path: &Path) -> impl FnOnce(luks::Fault) -> Self {
+        let path = path.to_path_buf();
+        move |fault| Self::Vars { path, fault }
     }
 
     pub(crate) fn system<E: Into<io::Error>>(operation: &'static str) -> impl FnOnce(E) -> Self {

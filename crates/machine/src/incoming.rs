@@ -11,16 +11,13 @@ use crate::running::Running;
 use crate::{Result, qemu};
 
 impl Running {
-    /// Lets the other QEMU write the disks, over NBD on `socket`, which must be in a folder that nobody else can enter.
-    /// End it with [`Running::stop_serving`].
+    /// Lets the other QEMU write the disks, over NBD on `socket`, which must be in a folder that nobody else can enter;
+    /// QEMU cannot either, and inherits the listener. End it with [`Running::stop_serving`].
     ///
     /// # Errors
     /// QEMU's refusal.
     pub async fn receive_disks(&self, socket: &Path) -> Result<()> {
-        let address = json!({"type": "unix", "data": {"path": socket}});
-        self.qmp()
-            .execute(Command::NbdServerStart, json!({"addr": address, "max-connections": self.disk_count()}))
-            .await?;
+        self.listen(socket, json!({"max-connections": self.disk_count()})).await?;
         for index in 0..self.disk_count() {
             let export = json!({
                 "type": "nbd", "id": export_name(index), "node-name": qemu::disk_node(index),
@@ -36,18 +33,19 @@ impl Running {
     /// # Errors
     /// [`crate::Error::Migration`] or [`crate::Error::Ended`] with QEMU's reason: nothing can be done with it any more.
     pub async fn receive_memory(&self, channel: OwnedFd) -> Result<()> {
-        self.qmp().pass(CHANNEL, &channel).await?;
-        drop(channel);
+        self.qmp().get_fd(CHANNEL, channel).await?;
         self.set_capabilities(&["events"]).await?;
         self.qmp().execute(Command::MigrateIncoming, json!({"uri": format!("fd:{CHANNEL}")})).await?;
         self.migration_until("completed", &mut |_, _| ()).await
     }
 
-    /// Lets the guest go on.
+    /// Lets the guest go on, when what every start insists on holds.
     ///
     /// # Errors
-    /// QEMU's refusal.
+    /// [`crate::Error::Exposed`], QEMU's refusal.
     pub async fn go_on(&self) -> Result<()> {
-        self.qmp().execute(Command::Cont, json!({})).await.map(drop)
+        self.require_proof().await?;
+        self.qmp().execute(Command::Cont, json!({})).await?;
+        self.require_proof().await
     }
 }

@@ -44,7 +44,7 @@ impl Running {
         mut progress: impl FnMut(u64, u64),
         settled: impl FnOnce() -> std::result::Result<(), E>,
     ) -> std::result::Result<(), E> {
-        let index = self.disk_index(serial)?;
+        let index = self.own_disk_index(serial)?;
         let node = qemu::disk_node(index);
         if !self.is_unsettled(serial) {
             self.copy_and_pivot(index, &node, &mut progress).await?;

@@ -39,8 +39,7 @@ impl Running {
     pub async fn mirror_disk(&self, index: usize, channel: OwnedFd, mut progress: impl FnMut(u64, u64)) -> Result<()> {
         let node = self.sealed_node(index)?;
         let target = mirror(index);
-        self.qmp().pass(&target, &channel).await?;
-        drop(channel);
+        self.qmp().get_fd(&target, channel).await?;
         let client = json!({
             "node-name": target, "driver": "nbd", "export": export_name(index),
             "server": {"type": "fd", "str": target}, "discard": "unmap", "detect-zeroes": "unmap",
@@ -60,8 +59,7 @@ impl Running {
     /// # Errors
     /// [`Error::Migration`] with QEMU's reason: call [`Running::take_back`].
     pub async fn send_memory(&self, channel: OwnedFd, mut progress: impl FnMut(u64, u64)) -> Result<()> {
-        self.qmp().pass(CHANNEL, &channel).await?;
-        drop(channel);
+        self.qmp().get_fd(CHANNEL, channel).await?;
         self.set_capabilities(&["events", "pause-before-switchover", "auto-converge"]).await?;
         self.qmp().execute(Command::Migrate, json!({"uri": format!("fd:{CHANNEL}")})).await?;
         self.migration_until("pre-switchover", &mut progress).await?;

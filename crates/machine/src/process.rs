@@ -1,5 +1,5 @@
-//! Starting child processes: only the descriptors they need, no environment, no core dump, and
-//! what they say kept within bounds.
+//! Starting child processes: only the descriptors they need, a user and a view of their own, no environment, no core
+//! dump, and what they say kept within bounds.
 
 use std::collections::VecDeque;
 use std::ffi::OsString;
@@ -18,16 +18,16 @@ use rustix::process::{Resource, Rlimit};
 use tokio::io::AsyncReadExt;
 use tokio::process::{Child, ChildStderr, Command};
 
-use crate::{Error, Result};
+use crate::user::User;
+use crate::{Error, Result, view};
 
 pub(crate) const QEMU: &str = "qemu-system-x86_64";
-pub(crate) const QEMU_IMG: &str = "qemu-img";
 pub(crate) const SWTPM: &str = "swtpm";
 pub(crate) const IP: &str = "ip";
 
 const SETPRIV: &str = "setpriv";
 /// Where programs are looked for: never where the caller's environment says.
-const PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
+pub const PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// A guest can make QEMU write warnings; a log file stops growing here (bytes).
 const MAX_LOG: usize = 1 << 20;
@@ -36,9 +36,21 @@ const TAIL: usize = 2048;
 /// How long to wait for the end of a log after its writer has died.
 const LOG_END: Duration = Duration::from_secs(1);
 
+/// What a program may do that a guest or a hostile image can take over.
+#[derive(Clone, Copy)]
+pub(crate) struct Rights<'a> {
+    pub(crate) user: User,
+    /// It may use /dev/kvm.
+    pub(crate) kvm: bool,
+    /// Folders that it does not see, beside [`view::HIDDEN`].
+    pub(crate) hidden: &'a [PathBuf],
+}
+
 /// A program to start. Descriptors are given by the numbers they get in it.
 pub(crate) struct Program<'a> {
     pub(crate) name: &'static str,
+    /// None: the agent's own.
+    pub(crate) rights: Option<Rights<'a>>,
     pub(crate) args: Vec<OsString>,
     pub(crate) fds: Vec<(OwnedFd, i32)>,
     pub(crate) current_dir: Option<&'a Path>,
@@ -57,17 +69,14 @@ pub(crate) struct Process {
 impl Program<'_> {
     pub(crate) fn spawn(self) -> Result<Process> {
         no_core_dumps()?;
-        let program = find(self.name)?;
-        let mut command = if self.name == IP {
-            Command::new(program)
-        } else {
-            // What a guest or a hostile image takes over has no capability and can gain none.
-            let mut confined = Command::new(find(SETPRIV)?);
-            confined.args(["--no-new-privs", "--bounding-set=-all", "--inh-caps=-all", "--ambient-caps=-all", "--"]);
-            confined.arg(program);
-            confined
+        let mut words = match self.rights {
+            None => Vec::new(),
+            Some(rights) => confine(rights)?,
         };
+        words.push(find(self.name)?);
+        let mut command = Command::new(words.remove(0));
         command
+            .args(words)
             .args(&self.args)
             .env_clear()
             .env("PATH", PATH)
@@ -131,6 +140,16 @@ impl Process {
     }
 }
 
+/// The words in front of a program that keep it within `rights`: it has no capability, and can gain none.
+fn confine(rights: Rights<'_>) -> Result<Vec<PathBuf>> {
+    let mut words = view::words(rights.hidden);
+    words.push(find(SETPRIV)?);
+    words.extend(rights.user.options(rights.kvm).into_iter().map(PathBuf::from));
+    let drop = ["--no-new-privs", "--bounding-set=-all", "--inh-caps=-all", "--ambient-caps=-all", "--"];
+    words.extend(drop.map(PathBuf::from));
+    Ok(words)
+}
+
 fn find(program: &'static str) -> Result<PathBuf> {
     std::env::split_paths(PATH)
         .map(|folder| folder.join(program))
@@ -169,12 +188,14 @@ async fn keep_log(stderr: Option<ChildStderr>, mut log: Option<File>, tail: Arc<
     }
 }
 
-/// A pipe that holds `secret` and then ends. The reader sees it once; no file ever holds it.
-pub(crate) fn secret_pipe(secret: &[u8]) -> Result<OwnedFd> {
+/// A pipe that holds `secret` for `user` and then ends. The reader sees it once; no file ever holds it.
+pub(crate) fn secret_pipe(secret: &[u8], user: User) -> Result<OwnedFd> {
     let (read, write) =
         rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(Error::system("make a pipe"))?;
     // far below a pipe's capacity, so this does not block
     File::from(write).write_all(secret).map_err(Error::system("write to a pipe"))?;
+    // QEMU opens it by its number.
+    user.own_descriptor(&read)?;
     Ok(read)
 }
 
@@ -192,13 +213,42 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     fn shell(script: &str, log: Option<PathBuf>, fds: Vec<(OwnedFd, i32)>) -> Process {
-        Program { name: "sh", args: vec!["-c".into(), script.into()], fds, current_dir: None, log }.spawn().unwrap()
+        confined(script, log, fds, &[])
+    }
+
+    fn confined(script: &str, log: Option<PathBuf>, fds: Vec<(OwnedFd, i32)>, hidden: &[PathBuf]) -> Process {
+        let rights = Rights { user: User::Reserved(crate::user::FIRST), kvm: false, hidden };
+        let args = vec!["-c".into(), script.into()];
+        Program { name: "sh", rights: Some(rights), args, fds, current_dir: None, log }.spawn().unwrap()
+    }
+
+    /// The child looks for what others keep, and is a user that may not even enter what is there.
+    #[tokio::test]
+    async fn a_child_has_a_user_and_a_view_of_its_own() {
+        let dir = tempfile::tempdir().unwrap();
+        let open = dir.path().join("open");
+        std::fs::create_dir(&open).unwrap();
+        std::fs::write(open.join("file"), "everybody may read this").unwrap();
+        for path in [dir.path(), &open] {
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        }
+        let looks = format!(
+            "! cat {}/file && test -z \"$(find /root /home /tmp -mindepth 1)\" && ! touch /tmp/x",
+            open.display()
+        );
+        confined(&looks, None, vec![], std::slice::from_ref(&open)).finish(Duration::from_secs(10)).await.unwrap();
+        let is = format!("test $(id -u),$(id -g),$(id -G) = {0},{0},{0} && test -r /usr/bin/env", crate::user::FIRST);
+        shell(&is, None, vec![]).finish(Duration::from_secs(10)).await.unwrap();
+        // The control: the same program with the agent's own rights.
+        let args = vec!["-c".into(), format!("cat {}/file", open.display()).into()];
+        let own = Program { name: "sh", rights: None, args, fds: vec![], current_dir: None, log: None };
+        own.spawn().unwrap().finish(Duration::from_secs(10)).await.unwrap();
     }
 
     #[tokio::test]
     async fn a_child_gets_its_descriptor_no_environment_and_no_core() {
-        let pipe = secret_pipe(b"hush").unwrap();
-        let script = r#"test "$(cat <&7)" = hush && test -z "$HOME$CARGO_HOME" && test "$(ulimit -c)" = 0"#;
+        let pipe = secret_pipe(b"hush", User::Reserved(crate::user::FIRST)).unwrap();
+        let script = r#"test "$(cat /dev/fd/7)" = hush && test -z "$HOME$CARGO_HOME" && test "$(ulimit -c)" = 0"#;
         let child = shell(script, None, vec![(pipe, 7)]);
         child.finish(Duration::from_secs(10)).await.unwrap();
     }

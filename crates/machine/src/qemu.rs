@@ -1,11 +1,10 @@
 //! From a typed description to QEMU's command line. Pure: no file is touched, nothing is started.
 //!
 //! Every disk and card sits behind a PCIe root port of its own, so that each can be unplugged and
-//! [`HOT_PORTS`] more disks can be plugged in. Paths and names go inside JSON where QEMU takes it,
-//! so no comma or newline in them means anything.
+//! [`HOT_PORTS`] more disks can be plugged in. Disks and UEFI variables are descriptors that QEMU inherits: no path
+//! of a store is told to it, and none is open to its user.
 
 use std::ffi::OsString;
-use std::path::Path;
 
 use serde_json::{Value, json};
 
@@ -31,6 +30,10 @@ pub struct Fds {
     pub vars_key: i32,
     /// Socket: serial port. None for a shielded VM.
     pub console: Option<i32>,
+    /// File: the UEFI variables, LUKS.
+    pub vars: i32,
+    /// Files: the disks' images, one after the other from here on.
+    pub first_image: i32,
 }
 
 /// Everything that a command line is made from.
@@ -41,8 +44,6 @@ pub struct Launch<'a> {
     pub disks: &'a [CheckedDisk],
     /// Tap interfaces, in the order of `spec.nics`.
     pub taps: &'a [String],
-    /// The UEFI variables, LUKS.
-    pub vars: &'a Path,
     pub accel: &'a Verdict,
     pub fds: Fds,
     /// Waits for another QEMU's state instead of starting the guest.
@@ -76,9 +77,13 @@ pub fn argv(launch: &Launch<'_>) -> Result<Vec<OsString>> {
     for port in 0..launch.disks.len() + launch.taps.len() + HOT_PORTS {
         args.json("-device", &root_port(port));
     }
+    let mut image_fds = launch.fds.first_image..;
     for (index, disk) in launch.disks.iter().enumerate() {
-        args.json("-blockdev", &disk.blockdev(&disk_node(index)));
-        let mut device = disk_device(disk, index, index);
+        for (set, fd) in disk.sets(index).into_iter().zip(&mut image_fds) {
+            args.add("-add-fd", format!("fd={fd},set={set}"));
+        }
+        args.json("-blockdev", &disk.blockdev(index));
+        let mut device = disk_device(disk.spec(), index, index);
         device["bootindex"] = json!(index + 1);
         args.json("-device", &device);
     }
@@ -163,13 +168,27 @@ fn firmware(args: &mut Args, launch: &Launch<'_>) {
         }),
     );
     args.add("-object", format!("secret,id=vars-key,file=/dev/fd/{}", launch.fds.vars_key));
+    args.add("-add-fd", format!("fd={},set={VARS_SET}", launch.fds.vars));
     args.json(
         "-blockdev",
         &json!({
             "node-name": "vars", "driver": "luks", "key-secret": "vars-key",
-            "file": {"driver": "file", "filename": launch.vars},
+            "file": {"driver": "file", "filename": format!("/dev/fdset/{VARS_SET}")},
         }),
     );
+}
+
+/// The descriptor set of the UEFI variables.
+pub(crate) const VARS_SET: usize = 1;
+
+/// The descriptor set of the `index`th disk's image. No index is used twice, so no set is.
+pub(crate) fn image_set(index: usize) -> usize {
+    VARS_SET + 1 + 2 * index
+}
+
+/// The descriptor set of the image under it.
+pub(crate) fn backing_set(index: usize) -> usize {
+    image_set(index) + 1
 }
 
 pub(crate) fn disk_node(index: usize) -> String {
@@ -181,15 +200,15 @@ pub(crate) fn disk_id(index: usize) -> String {
 }
 
 /// The `index`th disk, behind a root port.
-pub(crate) fn disk_device(disk: &CheckedDisk, index: usize, port: usize) -> Value {
+pub(crate) fn disk_device(disk: &DiskSpec, index: usize, port: usize) -> Value {
     // Never what QEMU finds out about the device behind it.
-    let block = if disk.spec().opaque { DiskSpec::OPAQUE_BLOCK } else { 512 };
+    let block = if disk.opaque { DiskSpec::OPAQUE_BLOCK } else { 512 };
     json!({
         "driver": "virtio-blk-pci",
         "id": disk_id(index),
         "drive": disk_node(index),
         "bus": format!("port{port}"),
-        "serial": disk.spec().serial_seen(),
+        "serial": disk.serial_seen(),
         "logical_block_size": block,
         "physical_block_size": block,
     })

@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::io::IoSlice;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -31,8 +31,16 @@ const ANSWER: Duration = Duration::from_secs(60);
 pub(crate) enum Command {
     Capabilities,
     QueryStatus,
+    QueryKvm,
+    QueryVersion,
+    QueryNamedBlockNodes,
+    QueryBlockExports,
+    QomList,
     QueryChardev,
     SystemPowerdown,
+    AddFd,
+    RemoveFd,
+    GetFd,
     BlockdevAdd,
     BlockdevDel,
     DeviceAdd,
@@ -45,7 +53,6 @@ pub(crate) enum Command {
     QueryBlockJobs,
     Stop,
     Cont,
-    GetFd,
     BlockdevMirror,
     BlockJobCancel,
     MigrateSetCapabilities,
@@ -60,9 +67,17 @@ impl Command {
     fn name(self) -> &'static str {
         match self {
             Self::Capabilities => "qmp_capabilities",
+            Self::QueryKvm => "query-kvm",
+            Self::QueryVersion => "query-version",
+            Self::QueryNamedBlockNodes => "query-named-block-nodes",
+            Self::QueryBlockExports => "query-block-exports",
+            Self::QomList => "qom-list",
             Self::QueryStatus => "query-status",
             Self::QueryChardev => "query-chardev",
             Self::SystemPowerdown => "system_powerdown",
+            Self::AddFd => "add-fd",
+            Self::RemoveFd => "remove-fd",
+            Self::GetFd => "getfd",
             Self::BlockdevAdd => "blockdev-add",
             Self::BlockdevDel => "blockdev-del",
             Self::DeviceAdd => "device_add",
@@ -75,7 +90,6 @@ impl Command {
             Self::QueryBlockJobs => "query-block-jobs",
             Self::Stop => "stop",
             Self::Cont => "cont",
-            Self::GetFd => "getfd",
             Self::BlockdevMirror => "blockdev-mirror",
             Self::BlockJobCancel => "block-job-cancel",
             Self::MigrateSetCapabilities => "migrate-set-capabilities",
@@ -139,15 +153,29 @@ impl Qmp {
 
     /// Runs one command.
     pub(crate) async fn execute(&self, command: Command, arguments: Value) -> Result<Value> {
-        self.send(command, arguments, None).await
+        self.execute_with(command, arguments, None).await
+    }
+
+    /// Gives QEMU a file for a descriptor set. [`Qmp::release`] takes it back once it is in use.
+    pub(crate) async fn add_fd(&self, set: usize, file: OwnedFd) -> Result<()> {
+        let arguments = json!({"fdset-id": set});
+        self.execute_with(Command::AddFd, arguments, Some(file)).await.map(drop)
     }
 
     /// Gives QEMU a descriptor, which it knows by `name` until a command uses it up.
-    pub(crate) async fn pass(&self, name: &str, descriptor: impl AsFd) -> Result<()> {
-        self.send(Command::GetFd, json!({"fdname": name}), Some(descriptor.as_fd())).await.map(drop)
+    pub(crate) async fn get_fd(&self, name: &str, descriptor: OwnedFd) -> Result<()> {
+        let arguments = json!({"fdname": name});
+        self.execute_with(Command::GetFd, arguments, Some(descriptor)).await.map(drop)
     }
 
-    async fn send(&self, command: Command, arguments: Value, descriptor: Option<BorrowedFd<'_>>) -> Result<Value> {
+    /// Closes what a descriptor set keeps open beside the block nodes that use it: a node that is gone then leaves
+    /// its image, and the locks on it.
+    pub(crate) async fn release(&self, set: usize) -> Result<()> {
+        self.execute(Command::RemoveFd, json!({"fdset-id": set})).await.map(drop)
+    }
+
+    /// Runs one command. The descriptor travels along with its first byte.
+    async fn execute_with(&self, command: Command, arguments: Value, descriptor: Option<OwnedFd>) -> Result<Value> {
         let (sender, receiver) = oneshot::channel();
         {
             let mut guard = self.writer.lock().await;
@@ -165,10 +193,13 @@ impl Qmp {
             })
             .to_string();
             line.push('\n');
-            let mut rest = line.as_bytes();
-            if let Some(descriptor) = descriptor {
-                rest = &rest[send_with(writer, rest, descriptor).await.map_err(|_| Error::QmpClosed)?..];
-            }
+            let sent = match descriptor {
+                None => 0,
+                Some(descriptor) => {
+                    send_with(writer, line.as_bytes(), &descriptor).await.map_err(|_| Error::QmpClosed)?
+                }
+            };
+            let rest = line.as_bytes().get(sent..).unwrap_or_default();
             writer.write_all(rest).await.map_err(|_| Error::QmpClosed)?;
         }
         match tokio::time::timeout(ANSWER, receiver).await {
@@ -194,16 +225,19 @@ impl Drop for Qmp {
     }
 }
 
-/// Sends the beginning of `line`, and the descriptor beside it; how much was sent.
-async fn send_with(writer: &OwnedWriteHalf, line: &[u8], descriptor: BorrowedFd<'_>) -> std::io::Result<usize> {
-    let stream = writer.as_ref();
-    stream
+/// How much of `bytes` was sent, with the descriptor.
+async fn send_with(writer: &OwnedWriteHalf, bytes: &[u8], descriptor: &OwnedFd) -> std::io::Result<usize> {
+    let socket: &UnixStream = writer.as_ref();
+    let descriptors = [descriptor.as_fd()];
+    socket
         .async_io(Interest::WRITABLE, || {
             let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-            let mut beside = SendAncillaryBuffer::new(&mut space);
-            let descriptors = [descriptor];
-            beside.push(SendAncillaryMessage::ScmRights(&descriptors));
-            Ok(sendmsg(stream, &[IoSlice::new(line)], &mut beside, SendFlags::NOSIGNAL)?)
+            let mut control = SendAncillaryBuffer::new(&mut space);
+            if !control.push(SendAncillaryMessage::ScmRights(&descriptors)) {
+                return Err(std::io::ErrorKind::InvalidInput.into());
+            }
+            let sent = sendmsg(socket, &[IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL)?;
+            Ok(sent)
         })
         .await
 }

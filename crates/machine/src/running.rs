@@ -10,24 +10,27 @@
 
 use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt;
-use std::os::unix::net::UnixStream as StdStream;
+use std::os::unix::net::{UnixListener, UnixStream as StdStream};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use key_protector::TransportKey;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::net::UnixStream;
 use tokio::sync::{broadcast, mpsc, watch};
 use tokio::time::Instant;
 
-use crate::accel::Verdict;
-use crate::process::{Process, Program, QEMU};
+use crate::accel::{Accel, Verdict};
+use crate::disk::CheckedDisk;
+use crate::process::{Process, Program, QEMU, Rights};
+use crate::proof::{self, FileId, Proof, Subject, file_id};
 use crate::qemu::{self, Fds, HOT_PORTS, Launch};
 use crate::qmp::{Command, Qmp};
 use crate::record::SealedRecord;
 use crate::spec::{DiskSpec, Policy, VmSpec};
-use crate::{Error, Result, disk, state, swtpm, tap};
+use crate::user::{Pair, User};
+use crate::{Error, Result, disk, state, swtpm, tap, view};
 
 /// How a VM is started, beside what it is.
 #[derive(Clone, Debug)]
@@ -37,6 +40,8 @@ pub struct StartOptions {
     pub log_dir: PathBuf,
     /// A serial console. Refused for a shielded VM.
     pub console: bool,
+    /// Folders that its processes do not see, beside [`crate::view::HIDDEN`]: the store.
+    pub hidden: Vec<PathBuf>,
 }
 
 /// How a VM ended.
@@ -55,6 +60,8 @@ const DETACH: Duration = Duration::from_secs(60);
 /// A guest that was still booting missed the power button; it is pressed again.
 const PRESS_AGAIN: Duration = Duration::from_secs(10);
 const SWTPM_END: Duration = Duration::from_secs(5);
+/// What a disk that is shown, and its listener, are called in QEMU.
+const SERVED: &str = "served";
 
 /// A live VM. Dropping it cuts the power.
 pub struct Running {
@@ -64,6 +71,7 @@ pub struct Running {
     exit: watch::Receiver<Option<Exit>>,
     console: Option<UnixStream>,
     disks: Mutex<Disks>,
+    subject: Mutex<Subject>,
 }
 
 /// The disks that the VM has now.
@@ -102,7 +110,6 @@ impl Running {
         record: &SealedRecord,
         options: StartOptions,
     ) -> Result<Self> {
-        swtpm::require_state(&slot.join(state::VTPM))?;
         Self::launch(spec, slot, key, record, options, false).await
     }
 
@@ -134,19 +141,29 @@ impl Running {
         if options.console && record.policy == Policy::Shielded {
             return Err(Error::Policy { what: "a console".into() });
         }
-        let disks = spec.disks.iter().map(disk::check).collect::<Result<Vec<_>>>()?;
+        if !incoming {
+            swtpm::require_state(&slot.join(state::VTPM))?;
+        }
+        let (own, attached) = spec.disks.split_at(record.disks.len());
+        let disks =
+            own.iter().map(disk::check_own).chain(attached.iter().map(disk::check)).collect::<Result<Vec<_>>>()?;
         DirBuilder::new()
             .recursive(true)
             .mode(0o700)
             .create(&options.log_dir)
             .map_err(Error::io("create", &options.log_dir))?;
 
+        let users = Pair::of(spec.id)?;
+        let written = disks.iter().map(CheckedDisk::written).collect::<Result<Vec<_>>>()?.concat();
+        let hidden = options.hidden.iter().cloned().chain(view::HIDDEN.map(PathBuf::from)).collect();
+        let spent: Vec<usize> = disks.iter().enumerate().flat_map(|(index, disk)| disk.spent_sets(index)).collect();
         let mut ports = Ports::default();
-        if let Err(error) = ports.plug(spec).await {
+        if let Err(error) = ports.plug(spec, users.qemu).await {
             ports.unplug().await;
             return Err(error);
         }
-        let parts = match launch(spec, slot, key, &options, &disks, &ports.taps, incoming) {
+        let what = What { spec, slot, key, options: &options, incoming };
+        let parts = match launch(&what, users, disks, &ports.taps) {
             Ok(parts) => parts,
             Err(error) => {
                 ports.unplug().await;
@@ -156,12 +173,22 @@ impl Running {
         let (exit_sender, mut exit) = watch::channel(None);
         let (kill, killed) = mpsc::channel(1);
         let pid = parts.qemu.child.id().unwrap_or_default();
+        let swtpm = parts.swtpm.child.id().unwrap_or_default();
+        let console = options.console;
+        let mut subject = Subject { qemu: pid, swtpm, policy: spec.policy, console, written, hidden };
+        subject.written.push(parts.vars);
         tokio::spawn(supervise(parts.qemu, parts.swtpm, ports, killed, exit_sender));
 
-        match greet(parts.qmp, options.console, incoming).await {
-            Ok(qmp) => {
-                Ok(Self { qmp, pid, kill, exit, console: parts.console, disks: Mutex::new(Disks::new(spec, record)) })
-            }
+        match greet(parts.qmp, &subject, &spent, incoming).await {
+            Ok(qmp) => Ok(Self {
+                qmp,
+                pid,
+                kill,
+                exit,
+                console: parts.console,
+                disks: Mutex::new(Disks::new(spec, record)),
+                subject: Mutex::new(subject),
+            }),
             Err(error) => {
                 // If QEMU is ending by itself, its own words are wanted rather than "killed".
                 if matches!(error, Error::QmpClosed) {
@@ -189,6 +216,23 @@ impl Running {
     /// The serial console, once, if the VM has one.
     pub fn take_console(&mut self) -> Option<UnixStream> {
         self.console.take()
+    }
+
+    /// What it exposes now.
+    ///
+    /// # Errors
+    /// When it has ended, or cannot be looked at.
+    pub async fn proof(&self) -> Result<Proof> {
+        proof::take(&self.qmp, &self.subject(), true).await
+    }
+
+    /// What must hold for a VM to run, as after every start.
+    pub(crate) async fn require_proof(&self) -> Result<()> {
+        proof::take(&self.qmp, &self.subject(), false).await?.require()
+    }
+
+    fn subject(&self) -> Subject {
+        self.subject.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Waits for the VM's end.
@@ -239,9 +283,19 @@ impl Running {
         let checked = disk::check(spec)?;
         let (index, port) = self.disks().reserve(spec)?;
         let node = qemu::disk_node(index);
+        let (sets, blockdev) = (checked.sets(index), checked.blockdev(index));
+        let written = checked.written()?;
+        self.subject.lock().unwrap_or_else(PoisonError::into_inner).written.extend(written);
         let result = async {
-            self.qmp.execute(Command::BlockdevAdd, checked.blockdev(&node)).await?;
-            let device = qemu::disk_device(&checked, index, port);
+            for (set, file) in sets.iter().zip(checked.into_files()) {
+                self.qmp.add_fd(*set, file).await?;
+            }
+            let added = self.qmp.execute(Command::BlockdevAdd, blockdev).await;
+            for set in sets {
+                self.qmp.release(set).await?;
+            }
+            added?;
+            let device = qemu::disk_device(spec, index, port);
             let plugged = self.qmp.execute(Command::DeviceAdd, device).await;
             if plugged.is_err() {
                 self.drop_node(&node).await;
@@ -296,7 +350,7 @@ impl Running {
     }
 
     /// Serves an attached disk over NBD, to be read beside the guest. `socket` must be in a folder that nobody
-    /// else can enter. End it with [`Running::stop_serving`].
+    /// else can enter; QEMU cannot either, and inherits the listener. End it with [`Running::stop_serving`].
     ///
     /// # Errors
     /// [`Error::DiskAttachment`] for a disk that is not attached or is part of the VM.
@@ -308,10 +362,9 @@ impl Running {
             Some(disk) if disk.busy => return Err(refuse("is being attached or detached")),
             Some(disk) => disk.index,
         };
-        let address = json!({"type": "unix", "data": {"path": socket}});
-        self.qmp.execute(Command::NbdServerStart, json!({"addr": address})).await?;
+        self.listen(socket, json!({})).await?;
         let export = json!({
-            "type": "nbd", "id": "served", "node-name": qemu::disk_node(index), "name": "", "writable": false,
+            "type": "nbd", "id": SERVED, "node-name": qemu::disk_node(index), "name": "", "writable": false,
         });
         let served = self.qmp.execute(Command::BlockExportAdd, export).await;
         if served.is_err() {
@@ -320,7 +373,15 @@ impl Running {
         served.map(|_| ())
     }
 
-    /// Ends [`Running::serve_disk`].
+    /// Starts QEMU's NBD server on a listener that it inherits. `limits` are further arguments.
+    pub(crate) async fn listen(&self, socket: &Path, mut limits: Value) -> Result<()> {
+        let listener = UnixListener::bind(socket).map_err(Error::io("listen on", socket))?;
+        self.qmp.get_fd(SERVED, listener.into()).await?;
+        limits["addr"] = json!({"type": "fd", "data": {"str": SERVED}});
+        self.qmp.execute(Command::NbdServerStart, limits).await.map(drop)
+    }
+
+    /// Ends what serves disks.
     pub async fn stop_serving(&self) {
         if let Err(error) = self.qmp.execute(Command::NbdServerStop, json!({})).await {
             tracing::warn!(%error, "QEMU goes on serving a disk");
@@ -332,15 +393,14 @@ impl Running {
         self.disks().attached.iter().any(|disk| disk.serial == serial && disk.unsettled)
     }
 
-    /// The index by which an attached disk's nodes are named.
-    pub(crate) fn disk_index(&self, serial: &str) -> Result<usize> {
-        let disks = self.disks();
-        disks
-            .attached
-            .iter()
-            .find(|disk| disk.serial == serial)
-            .map(|disk| disk.index)
-            .ok_or_else(|| Error::DiskAttachment { serial: serial.to_owned(), reason: "is not attached" })
+    /// The index by which the nodes of one of the VM's own disks are named.
+    pub(crate) fn own_disk_index(&self, serial: &str) -> Result<usize> {
+        let refuse = |reason| Error::DiskAttachment { serial: serial.to_owned(), reason };
+        match self.disks().attached.iter().find(|disk| disk.serial == serial) {
+            None => Err(refuse("is not attached")),
+            Some(disk) if !disk.sealed => Err(refuse("is not part of the VM: what lies under it is only read")),
+            Some(disk) => Ok(disk.index),
+        }
     }
 
     pub(crate) fn set_unsettled(&self, index: usize, unsettled: bool) {
@@ -454,10 +514,10 @@ struct Ports {
 }
 
 impl Ports {
-    async fn plug(&mut self, spec: &VmSpec) -> Result<()> {
+    async fn plug(&mut self, spec: &VmSpec, user: User) -> Result<()> {
         for (index, nic) in spec.nics.iter().enumerate() {
             let name = tap::tap_name(spec.id, index);
-            tap::create(&name, &nic.switch).await?;
+            tap::create(&name, &nic.switch, user).await?;
             self.taps.push(name);
         }
         Ok(())
@@ -475,26 +535,36 @@ struct Parts {
     swtpm: Process,
     qmp: UnixStream,
     console: Option<UnixStream>,
+    vars: FileId,
 }
 
-fn launch(
-    spec: &VmSpec,
-    slot: &Path,
-    key: &TransportKey,
-    options: &StartOptions,
-    disks: &[disk::CheckedDisk],
-    taps: &[String],
+/// What is started.
+struct What<'a> {
+    spec: &'a VmSpec,
+    slot: &'a Path,
+    key: &'a TransportKey,
+    options: &'a StartOptions,
+    /// Without its guest, whose state comes from another host.
     incoming: bool,
-) -> Result<Parts> {
-    const FDS: Fds = Fds { qmp: 3, tpm: 4, vars_key: 5, console: Some(6) };
+}
+
+fn launch(what: &What<'_>, users: Pair, disks: Vec<CheckedDisk>, taps: &[String]) -> Result<Parts> {
+    let &What { spec, slot, key, options, incoming } = what;
+    const FDS: Fds = Fds { qmp: 3, tpm: 4, vars_key: 5, console: Some(6), vars: 7, first_image: 8 };
     let slot = std::path::absolute(slot).map_err(Error::io("find", slot))?;
     let fds = Fds { console: FDS.console.filter(|_| options.console), ..FDS };
-    let vars = slot.join(state::VARS);
-    let args = qemu::argv(&Launch { spec, disks, taps, vars: &vars, accel: &options.accel, fds, incoming })?;
+    let args = qemu::argv(&Launch { spec, disks: &disks, taps, accel: &options.accel, fds, incoming })?;
+    let vars = disk::open(&slot.join(state::VARS), true)?;
+    let vars_id = file_id(&vars.metadata().map_err(Error::io("look at", &slot))?);
     let (tpm, tpm_control) = StdStream::pair().map_err(Error::system("make a socket pair"))?;
     let (qmp, qmp_theirs) = our_pair()?;
-    let mut inherited =
-        vec![(qmp_theirs.into(), fds.qmp), (tpm.into(), fds.tpm), (state::vars_secret(key)?, fds.vars_key)];
+    let mut inherited = vec![
+        (qmp_theirs.into(), fds.qmp),
+        (tpm.into(), fds.tpm),
+        (state::vars_secret(key, users.qemu)?, fds.vars_key),
+        (vars.into(), fds.vars),
+    ];
+    inherited.extend(disks.into_iter().flat_map(CheckedDisk::into_files).zip(fds.first_image..));
     let console = match fds.console {
         None => None,
         Some(number) => {
@@ -504,9 +574,12 @@ fn launch(
         }
     };
     let log = |name: &str| Some(options.log_dir.join(name));
-    let swtpm = swtpm::spawn(&slot.join(state::VTPM), key, tpm_control.into(), log("swtpm.log"))?;
-    let qemu = Program { name: QEMU, args, fds: inherited, current_dir: None, log: log("qemu.log") }.spawn()?;
-    Ok(Parts { qemu, swtpm, qmp, console })
+    let hidden = &options.hidden;
+    let rights = Rights { user: users.swtpm, kvm: false, hidden };
+    let swtpm = swtpm::spawn(&slot.join(state::VTPM), rights, key, tpm_control.into(), log("swtpm.log"))?;
+    let rights = Some(Rights { user: users.qemu, kvm: options.accel.accel == Accel::Kvm, hidden });
+    let qemu = Program { name: QEMU, rights, args, fds: inherited, current_dir: None, log: log("qemu.log") }.spawn()?;
+    Ok(Parts { qemu, swtpm, qmp, console, vars: vars_id })
 }
 
 /// A socket pair without a name in any file system: our end, and the one to pass on.
@@ -517,32 +590,27 @@ pub(crate) fn our_pair() -> Result<(UnixStream, StdStream)> {
     Ok((ours, theirs))
 }
 
-/// Waits until QEMU runs the guest, or is ready to take its state, and asks it what channels to the outside it has: what counts is
-/// what QEMU made of its command line.
-async fn greet(stream: UnixStream, console: bool, incoming: bool) -> Result<Qmp> {
+/// Waits until QEMU runs the guest, or is ready to take its state, and looks at what the VM exposes: what counts is
+/// what was made of it.
+async fn greet(stream: UnixStream, subject: &Subject, spent: &[usize], incoming: bool) -> Result<Qmp> {
+    let wanted = if incoming { "inmigrate" } else { "running" };
     let work = async {
         let qmp = Qmp::connect(stream).await?;
-        let wanted = qemu::chardevs(console);
-        let found = qmp.execute(Command::QueryChardev, json!({})).await?;
-        let labels = found.as_array().ok_or(Error::QmpProtocol { reason: "no list of character devices" })?;
-        for label in labels.iter().map(|device| device["label"].as_str()) {
-            if !label.is_some_and(|l| wanted.contains(&l)) {
-                return Err(Error::Policy {
-                    what: format!("the character device {}", label.unwrap_or("without a name")),
-                });
-            }
-        }
         loop {
             let status = qmp.execute(Command::QueryStatus, json!({})).await?;
             match status["status"].as_str() {
-                Some("running") if !incoming => return Ok(qmp),
-                Some("inmigrate") if incoming => return Ok(qmp),
+                Some(status) if status == wanted => break,
                 Some("prelaunch") => tokio::time::sleep(Duration::from_millis(50)).await,
                 other => {
                     return Err(Error::Ended { reason: format!("QEMU is {}", other.unwrap_or("in no state")) });
                 }
             }
         }
+        for set in [qemu::VARS_SET].iter().chain(spent) {
+            qmp.release(*set).await?;
+        }
+        proof::take(&qmp, subject, false).await?.require()?;
+        Ok(qmp)
     };
     tokio::time::timeout(START, work)
         .await

@@ -128,11 +128,18 @@ impl Firmware {
     /// # Errors
     /// [`Error::Firmware`] when none is installed.
     pub fn find() -> Result<Self> {
-        FIRMWARE
-            .iter()
-            .map(|(code, vars)| Self { code: code.into(), vars_template: vars.into() })
-            .find(|f| f.code.is_file() && f.vars_template.is_file())
-            .ok_or(Error::Firmware)
+        Self::known().find(|f| f.code.is_file() && f.vars_template.is_file()).ok_or(Error::Firmware)
+    }
+
+    /// Whether it is a distribution's. What measures the boot is what the vTPM believes: a file that `vm.json` names
+    /// could claim any boot at all, and be given the guest's disk key.
+    #[must_use]
+    pub fn is_known(&self) -> bool {
+        Self::known().any(|known| known == *self)
+    }
+
+    fn known() -> impl Iterator<Item = Self> {
+        FIRMWARE.iter().map(|(code, vars)| Self { code: code.into(), vars_template: vars.into() })
     }
 }
 

@@ -3,25 +3,25 @@
 //! | Entry | What | Under |
 //! |---|---|---|
 //! | `record.sealed` | [`SealedRecord`] | AES-256-GCM, see [`crate::record`] |
-//! | `vars.luks` | UEFI variables | LUKS, passphrase = derived key in hex |
-//! | `vtpm/` | swtpm's permanent state | swtpm's AES-256-CBC state encryption |
+//! | `vars.luks` | UEFI variables | LUKS, see [`crate::luks`], passphrase = derived key in hex |
+//! | `vtpm/` | swtpm's permanent state, with the policy's register | swtpm's AES-256-CBC state encryption |
 //!
 //! A slot is written once and whole; a new transport key means a new slot, and the caller flips to it.
 
-use std::ffi::OsString;
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::path::Path;
 
 use key_protector::TransportKey;
 use uuid::Uuid;
+use zeroize::Zeroizing;
 
-use crate::process::{Program, QEMU_IMG, secret_pipe};
+use crate::process::secret_pipe;
 use crate::record::{self, SealedRecord};
 use crate::spec::Firmware;
-use crate::{Error, Result, swtpm};
+use crate::user::{Pair, User};
+use crate::{Error, Result, luks, swtpm};
 
 /// HKDF label of the passphrase of the UEFI variables.
 pub const VARS_LABEL: &str = "drydock/uefi-vars/v1";
@@ -29,11 +29,6 @@ pub const VARS_LABEL: &str = "drydock/uefi-vars/v1";
 pub const RECORD: &str = "record.sealed";
 pub const VARS: &str = "vars.luks";
 pub const VTPM: &str = "vtpm";
-
-const DEADLINE: Duration = Duration::from_secs(120);
-/// The passphrase is a random key; stretching it protects nothing and costs seconds (milliseconds
-/// of PBKDF2, QEMU's `iter-time`).
-const ITER_TIME_MS: u32 = 10;
 
 /// Makes a new VM's sealed state: a new vTPM, UEFI variables from the template, its record.
 /// `slot` is made unless it is an empty directory.
@@ -49,12 +44,10 @@ pub async fn create(
 ) -> Result<()> {
     let sealed = record.seal(key, protector_digest)?;
     make_empty_dir(slot)?;
-    let vars = slot.join(VARS);
-    let source = Source { options: file_options("raw", &firmware.vars_template)?, key: None };
-    convert_vars(source, &vars, key).await?;
+    new_vars(slot, key, firmware).await?;
     let vtpm = slot.join(VTPM);
     make_empty_dir(&vtpm)?;
-    swtpm::manufacture(&vtpm, key).await?;
+    swtpm::manufacture(&vtpm, Pair::of(record.vm_id)?.swtpm, key, record.policy).await?;
     finish(slot, &sealed)
 }
 
@@ -72,8 +65,7 @@ pub async fn prepare(
 ) -> Result<()> {
     let sealed = record.seal(key, protector_digest)?;
     make_empty_dir(slot)?;
-    let source = Source { options: file_options("raw", &firmware.vars_template)?, key: None };
-    convert_vars(source, &slot.join(VARS), key).await?;
+    new_vars(slot, key, firmware).await?;
     make_empty_dir(&slot.join(VTPM))?;
     write_record(slot, &sealed)
 }
@@ -84,7 +76,8 @@ pub async fn prepare(
 /// [`Error::NoTpmState`] when no vTPM came.
 pub fn settle(slot: &Path) -> Result<()> {
     swtpm::require_state(&slot.join(VTPM))?;
-    sync_contents(slot)?;
+    sync(&slot.join(VARS))?;
+    sync_vtpm(slot)?;
     sync(slot)
 }
 
@@ -93,13 +86,7 @@ pub fn settle(slot: &Path) -> Result<()> {
 /// # Errors
 /// [`Error::RecordSealed`] when key, VM or key protector are not the ones it was sealed for.
 pub fn open_record(slot: &Path, key: &TransportKey, vm_id: Uuid, protector_digest: &str) -> Result<SealedRecord> {
-    let path = slot.join(RECORD);
-    let mut sealed = Vec::new();
-    File::open(&path)
-        .map_err(Error::io("open", &path))?
-        .take(record::MAX_LEN as u64 + 1)
-        .read_to_end(&mut sealed)
-        .map_err(Error::io("read", &path))?;
+    let sealed = read_bounded(&slot.join(RECORD), record::MAX_LEN)?;
     SealedRecord::open(&sealed, key, vm_id, protector_digest)
 }
 
@@ -118,24 +105,25 @@ pub async fn reseal(
 ) -> Result<()> {
     let sealed = new_record.seal(to_key, new_protector_digest)?;
     make_empty_dir(to)?;
-    let source =
-        Source { options: format!("{},key-secret=from", file_options("luks", &from.join(VARS))?), key: Some(from_key) };
-    convert_vars(source, &to.join(VARS), to_key).await?;
     let vtpm = to.join(VTPM);
     make_empty_dir(&vtpm)?;
-    swtpm::reseal(&from.join(VTPM), from_key, &vtpm, to_key).await?;
+    let (old, new) = ((from.join(VARS), vars_passphrase(from_key)), (to.join(VARS), vars_passphrase(to_key)));
+    let vars = blocking(move || write_vars(&read_vars(&old.0, &old.1)?, &new.0, &new.1));
+    let from_vtpm = from.join(VTPM);
+    let user = Pair::of(new_record.vm_id)?.swtpm;
+    // Beside each other; and both to their end, so that a failure leaves nobody who still writes into the slot.
+    let (vars, vtpm) = tokio::join!(vars, swtpm::reseal(&from_vtpm, from_key, &vtpm, to_key, user, new_record.policy));
+    vars.and(vtpm)?;
     finish(to, &sealed)
 }
 
 /// The record comes last: a slot without one is not a slot.
 fn finish(slot: &Path, sealed: &[u8]) -> Result<()> {
-    sync_contents(slot)?;
-    write_record(slot, sealed)?;
-    slot.parent().map_or(Ok(()), sync)
+    sync_vtpm(slot)?;
+    write_record(slot, sealed)
 }
 
-fn sync_contents(slot: &Path) -> Result<()> {
-    sync(&slot.join(VARS))?;
+fn sync_vtpm(slot: &Path) -> Result<()> {
     let vtpm = slot.join(VTPM);
     sync(&vtpm.join(swtpm::STATE_FILE))?;
     sync(&vtpm)
@@ -145,12 +133,16 @@ fn write_record(slot: &Path, sealed: &[u8]) -> Result<()> {
     let path = slot.join(RECORD);
     let mut file =
         OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path).map_err(Error::io("create", &path))?;
-    file.write_all(sealed).and_then(|()| file.sync_all()).map_err(Error::io("write", &path))?;
-    sync(slot)
+    fault::write()
+        .and_then(|()| file.write_all(sealed))
+        .and_then(|()| file.sync_all())
+        .map_err(Error::io("write", &path))?;
+    sync(slot)?;
+    slot.parent().map_or(Ok(()), sync)
 }
 
 fn sync(path: &Path) -> Result<()> {
-    File::open(path).and_then(|f| f.sync_all()).map_err(Error::io("flush", path))
+    fault::write().and_then(|()| File::open(path)?.sync_all()).map_err(Error::io("flush", path))
 }
 
 fn make_empty_dir(path: &Path) -> Result<()> {
@@ -166,45 +158,50 @@ fn make_empty_dir(path: &Path) -> Result<()> {
     }
 }
 
-/// Where variables come from: QEMU image options, and the key if they are encrypted.
-struct Source<'a> {
-    options: String,
-    key: Option<&'a TransportKey>,
+/// The firmware's own variables, sealed for a new slot.
+async fn new_vars(slot: &Path, key: &TransportKey, firmware: &Firmware) -> Result<()> {
+    let (template, vars, passphrase) = (firmware.vars_template.clone(), slot.join(VARS), vars_passphrase(key));
+    blocking(move || write_vars(&read_bounded(&template, luks::MAX_LEN)?, &vars, &passphrase)).await
 }
 
-/// QEMU image options for a file. In these, a comma is doubled.
-fn file_options(driver: &str, path: &Path) -> Result<String> {
-    let absolute = std::path::absolute(path).map_err(Error::io("find", path))?;
-    let text = absolute.to_str().ok_or(Error::Spec { field: "path", reason: "is not UTF-8".into() })?;
-    let escaped = text.replace(',', ",,");
-    Ok(format!("driver={driver},file.driver=file,file.filename={escaped}"))
+/// Seals the variables under the key of the passphrase in the new file `to`.
+fn write_vars(contents: &[u8], to: &Path, passphrase: &str) -> Result<()> {
+    let container = luks::seal(contents, passphrase.as_bytes()).map_err(Error::vars(to))?;
+    let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(to).map_err(Error::io("create", to))?;
+    // Between the key slot in use and the contents there is nothing.
+    fault::write()
+        .and_then(|()| file.write_all_at(&container[..luks::HOLE.start], 0))
+        .and_then(|()| file.write_all_at(&container[luks::HOLE.end..], luks::HOLE.end as u64))
+        .and_then(|()| file.sync_all())
+        .map_err(Error::io("write", to))
 }
 
-async fn convert_vars(source: Source<'_>, to: &Path, to_key: &TransportKey) -> Result<()> {
-    const TO_FD: i32 = 3;
-    const FROM_FD: i32 = 4;
-    let to: PathBuf = std::path::absolute(to).map_err(Error::io("find", to))?;
-    // Made here so that it is never readable by others; qemu-img keeps the mode.
-    OpenOptions::new().write(true).create_new(true).mode(0o600).open(&to).map_err(Error::io("create", &to))?;
-    let mut fds = vec![(vars_secret(to_key)?, TO_FD)];
-    let mut args: Vec<OsString> = ["convert", "-O", "luks"].map(Into::into).to_vec();
-    let mut option = |name: &str, value: OsString| {
-        args.push(name.into());
-        args.push(value);
-    };
-    option("--object", format!("secret,id=to,file=/dev/fd/{TO_FD}").into());
-    if let Some(key) = source.key {
-        fds.push((vars_secret(key)?, FROM_FD));
-        option("--object", format!("secret,id=from,file=/dev/fd/{FROM_FD}").into());
-    }
-    option("-o", format!("key-secret=to,iter-time={ITER_TIME_MS}").into());
-    args.push("--image-opts".into());
-    args.push(source.options.into());
-    args.push(to.into());
-    Program { name: QEMU_IMG, args, fds, current_dir: None, log: None }.spawn()?.finish(DEADLINE).await
+fn read_vars(from: &Path, passphrase: &str) -> Result<Zeroizing<Vec<u8>>> {
+    luks::open(&read_bounded(from, luks::MAX_LEN)?, passphrase.as_bytes()).map_err(Error::vars(from))
 }
 
-/// A pipe with the passphrase of the UEFI variables. LUKS in QEMU wants text, hence hex.
-pub(crate) fn vars_secret(key: &TransportKey) -> Result<std::os::fd::OwnedFd> {
-    secret_pipe(key.derive(VARS_LABEL).hex().as_bytes())
+/// At most one byte more than `limit`, which tells that there are too many.
+fn read_bounded(path: &Path, limit: usize) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    File::open(path)
+        .map_err(Error::io("open", path))?
+        .take(limit as u64 + 1)
+        .read_to_end(&mut bytes)
+        .map_err(Error::io("read", path))?;
+    Ok(bytes)
+}
+
+/// LUKS in QEMU wants text, hence hex.
+fn vars_passphrase(key: &TransportKey) -> Zeroizing<String> {
+    key.derive(VARS_LABEL).hex()
+}
+
+/// Work on the processor or a disk, off the async threads.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    tokio::task::spawn_blocking(work).await.map_err(Error::system("seal the UEFI variables"))?
+}
+
+/// A pipe with the passphrase of the UEFI variables.
+pub(crate) fn vars_secret(key: &TransportKey, user: User) -> Result<std::os::fd::OwnedFd> {
+    secret_pipe(vars_passphrase(key).as_bytes(), user)
 }

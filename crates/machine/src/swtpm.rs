@@ -8,9 +8,11 @@ use std::time::Duration;
 use key_protector::TransportKey;
 use tokio::net::UnixStream;
 
-use crate::process::{Process, Program, SWTPM, secret_pipe};
+use crate::process::{Process, Program, Rights, SWTPM, secret_pipe};
+use crate::spec::Policy;
 use crate::swtpm_ctrl::Control;
-use crate::{Error, Result};
+use crate::user::User;
+use crate::{Error, Result, policy_nv};
 
 /// HKDF label of the vTPM's state key.
 pub(crate) const LABEL: &str = "drydock/vtpm/v1";
@@ -19,6 +21,10 @@ pub(crate) const STATE_FILE: &str = "tpm2-00.permall";
 
 const CONTROL_FD: i32 = 3;
 const KEY_FD: i32 = 4;
+/// TPM commands, where there is no QEMU to bring a channel for them.
+const DATA_FD: i32 = 5;
+/// How long a TPM may take for a few commands, under nested emulation too.
+const COMMANDS: Duration = Duration::from_secs(60);
 /// How long swtpm may take to end once its only client is gone.
 const END: Duration = Duration::from_secs(10);
 
@@ -41,17 +47,35 @@ pub(crate) fn argv() -> Vec<String> {
     .to_vec()
 }
 
-/// Starts swtpm on the state in `dir`; `control` is its end of a socket pair.
-pub(crate) fn spawn(dir: &Path, key: &TransportKey, control: OwnedFd, log: Option<PathBuf>) -> Result<Process> {
-    let key = secret_pipe(key.derive(LABEL).expose())?;
-    Program {
+/// Starts swtpm on the state in `dir`, which becomes its user's; `control` is its end of a socket pair. The folders
+/// above stay closed to it: it starts inside.
+pub(crate) fn spawn(
+    dir: &Path,
+    rights: Rights<'_>,
+    key: &TransportKey,
+    control: OwnedFd,
+    log: Option<PathBuf>,
+) -> Result<Process> {
+    program(dir, rights, key, control, log)?.spawn()
+}
+
+fn program<'a>(
+    dir: &'a Path,
+    rights: Rights<'a>,
+    key: &TransportKey,
+    control: OwnedFd,
+    log: Option<PathBuf>,
+) -> Result<Program<'a>> {
+    rights.user.own(dir)?;
+    let key = secret_pipe(key.derive(LABEL).expose(), rights.user)?;
+    Ok(Program {
         name: SWTPM,
+        rights: Some(rights),
         args: argv().into_iter().map(Into::into).collect(),
         fds: vec![(control, CONTROL_FD), (key, KEY_FD)],
         current_dir: Some(dir),
         log,
-    }
-    .spawn()
+    })
 }
 
 /// That `dir` holds a vTPM. swtpm would silently make a new one where there is none.
@@ -62,45 +86,81 @@ pub(crate) fn require_state(dir: &Path) -> Result<()> {
     }
 }
 
-/// Makes a new TPM in the empty directory `dir`.
-pub(crate) async fn manufacture(dir: &Path, key: &TransportKey) -> Result<()> {
-    let mut tpm = Offline::start(dir, key)?;
-    let done = tpm.control.init().await;
+/// Makes a new TPM in the empty directory `dir`, for a VM under this policy.
+pub(crate) async fn manufacture(dir: &Path, user: User, key: &TransportKey, policy: Policy) -> Result<()> {
+    let mut tpm = Offline::start(dir, user, key)?;
+    let done = tpm.init_for(policy).await;
     tpm.stop(done).await?;
     require_state(dir)
 }
 
-/// Copies the TPM in `from` into the empty directory `to`, under another key. Only the permanent
-/// state: a VM that is off has no other.
-pub(crate) async fn reseal(from: &Path, from_key: &TransportKey, to: &Path, to_key: &TransportKey) -> Result<()> {
+/// Copies the TPM in `from` into the empty directory `to`, under another key, for a VM under this policy. Only the
+/// permanent state: a VM that is off has no other.
+pub(crate) async fn reseal(
+    from: &Path,
+    from_key: &TransportKey,
+    to: &Path,
+    to_key: &TransportKey,
+    user: User,
+    policy: Policy,
+) -> Result<()> {
     require_state(from)?;
-    let mut old = Offline::start(from, from_key)?;
+    // Two processes take their time to start and to end: beside each other.
+    let (mut old, mut new) = (Offline::start(from, user, from_key)?, Offline::start(to, user, to_key)?);
     let state = match old.control.init().await {
         Ok(()) => old.control.permanent_state().await,
         Err(error) => Err(error),
     };
-    let state = old.stop(state).await?;
-    let mut new = Offline::start(to, to_key)?;
-    let done = match new.control.set_permanent_state(&state).await {
-        Ok(()) => new.control.init().await,
-        Err(error) => Err(error),
+    let state = match state {
+        Ok(state) => state,
+        Err(error) => {
+            new.process.kill().await;
+            return old.stop(Err(error)).await;
+        }
     };
-    new.stop(done).await?;
+    let take_over = async {
+        let done = match new.control.set_permanent_state(&state).await {
+            Ok(()) => new.init_for(policy).await,
+            Err(error) => Err(error),
+        };
+        new.stop(done).await
+    };
+    let (old, new) = tokio::join!(old.stop(Ok(())), take_over);
+    old.and(new)?;
     require_state(to)
+}
+
+/// A socket pair: our end, and the one that is passed on.
+fn channel() -> Result<(UnixStream, OwnedFd)> {
+    let (ours, theirs) = StdStream::pair().map_err(Error::system("make a socket pair"))?;
+    ours.set_nonblocking(true).map_err(Error::system("set up a socket"))?;
+    Ok((UnixStream::from_std(ours).map_err(Error::system("set up a socket"))?, theirs.into()))
 }
 
 /// A TPM without a VM.
 struct Offline {
     process: Process,
     control: Control,
+    commands: UnixStream,
 }
 
 impl Offline {
-    fn start(dir: &Path, key: &TransportKey) -> Result<Self> {
-        let (ours, theirs) = StdStream::pair().map_err(Error::system("make a socket pair"))?;
-        ours.set_nonblocking(true).map_err(Error::system("set up a socket"))?;
-        let control = UnixStream::from_std(ours).map_err(Error::system("set up a socket"))?;
-        Ok(Self { process: spawn(dir, key, theirs.into(), None)?, control: Control::new(control) })
+    fn start(dir: &Path, user: User, key: &TransportKey) -> Result<Self> {
+        let (control, theirs) = channel()?;
+        let rights = Rights { user, kvm: false, hidden: &[] };
+        let mut program = program(dir, rights, key, theirs, None)?;
+        let (commands, theirs) = channel()?;
+        program.args.extend(["--fd".into(), DATA_FD.to_string().into()]);
+        program.fds.push((theirs, DATA_FD));
+        Ok(Self { process: program.spawn()?, control: Control::new(control), commands })
+    }
+
+    /// Starts the TPM and leaves the policy in it.
+    async fn init_for(&mut self, policy: Policy) -> Result<()> {
+        self.control.init().await?;
+        tokio::time::timeout(COMMANDS, policy_nv::measure(&mut self.commands, policy))
+            .await
+            .map_err(|_| Error::Deadline { what: "the vTPM", seconds: COMMANDS.as_secs() })?
     }
 
     /// Ends swtpm in order. After a failure its own words say more than the lost connection.
@@ -108,12 +168,12 @@ impl Offline {
         match result {
             Ok(value) => {
                 self.control.shutdown().await?;
-                drop(self.control);
+                drop((self.control, self.commands));
                 self.process.finish(END).await?;
                 Ok(value)
             }
             Err(error) => {
-                drop(self.control);
+                drop((self.control, self.commands));
                 let said = tokio::time::timeout(END, self.process.child.wait()).await;
                 self.process.kill().await;
                 let status = match said {

@@ -7,6 +7,7 @@ use uuid::Uuid;
 
 use crate::process::{IP, Program};
 use crate::spec::check_switch_name;
+use crate::user::User;
 use crate::{Error, Result};
 
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -35,15 +36,15 @@ pub fn tap_name(vm: Uuid, index: usize) -> String {
     format!("dd{}{index:02x}", &hex[..10])
 }
 
-/// Makes a tap and plugs it into `switch`.
-pub(crate) async fn create(name: &str, switch: &str) -> Result<()> {
+/// Makes a tap for `user` and plugs it into `switch`.
+pub(crate) async fn create(name: &str, switch: &str, user: User) -> Result<()> {
     check_switch(switch)?;
     if Path::new("/sys/class/net").join(name).exists() {
         // Left by a crash. If a VM still holds it, this fails, and rightly.
         ip(&["tuntap", "del", "dev", name, "mode", "tap"]).await?;
     }
     // Without an owner, any user of this machine could open it.
-    let owner = rustix::process::geteuid().as_raw().to_string();
+    let owner = user.uid().to_string();
     ip(&["tuntap", "add", "dev", name, "mode", "tap", "user", &owner]).await?;
     let plugged = ip(&["link", "set", "dev", name, "master", switch, "up"]).await;
     if plugged.is_err() {
@@ -60,10 +61,17 @@ pub(crate) async fn remove(name: &str) {
 }
 
 async fn ip(args: &[&str]) -> Result<()> {
-    Program { name: IP, args: args.iter().map(Into::into).collect(), fds: Vec::new(), current_dir: None, log: None }
-        .spawn()?
-        .finish(DEADLINE)
-        .await
+    Program {
+        name: IP,
+        rights: None,
+        args: args.iter().map(Into::into).collect(),
+        fds: Vec::new(),
+        current_dir: None,
+        log: None,
+    }
+    .spawn()?
+    .finish(DEADLINE)
+    .await
 }
 
 #[cfg(test)]
@@ -91,8 +99,8 @@ mod tests {
         let (bridge, tap) = ("ddtest-br", "ddtest-tap");
         ip(&["link", "add", bridge, "type", "bridge"]).await.unwrap();
         let made = async {
-            create(tap, bridge).await?;
-            create(tap, bridge).await
+            create(tap, bridge, User::Own).await?;
+            create(tap, bridge, User::Own).await
         }
         .await;
         let plugged = Path::new("/sys/class/net/ddtest-br/brif/ddtest-tap").exists();

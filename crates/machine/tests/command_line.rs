@@ -6,15 +6,14 @@ mod common;
 use common::{Sandbox, verdict};
 use machine::accel::{Accel, Verdict};
 use machine::qemu::{self, Fds, HOT_PORTS, Launch};
-use machine::{Error, NicSpec, Policy, VmSpec, disk};
+use machine::{Backing, Error, NicSpec, Policy, VmSpec, disk};
 
-const FDS: Fds = Fds { qmp: 3, tpm: 4, vars_key: 5, console: None };
+const FDS: Fds = Fds { qmp: 3, tpm: 4, vars_key: 5, console: None, vars: 7, first_image: 8 };
 
 fn argv(spec: &VmSpec, accel: &Verdict, fds: Fds) -> machine::Result<Vec<String>> {
     let disks: Vec<_> = spec.disks.iter().map(|d| disk::check(d).unwrap()).collect();
     let taps: Vec<String> = (0..spec.nics.len()).map(|n| format!("tap{n}")).collect();
-    let launch =
-        Launch { spec, disks: &disks, taps: &taps, vars: "/slot/a,b/vars.luks".as_ref(), accel, fds, incoming: false };
+    let launch = Launch { spec, disks: &disks, taps: &taps, accel, fds, incoming: false };
     let args = qemu::argv(&launch)?;
     Ok(args.into_iter().map(|a| a.into_string().unwrap()).collect())
 }
@@ -111,19 +110,24 @@ fn processors_for_each_accelerator() {
 }
 
 #[test]
-fn awkward_paths_stay_inside_json() {
+fn images_are_descriptors_and_no_path_is_told() {
     let sandbox = Sandbox::new();
     let mut spec = sandbox.spec(Policy::Shielded);
-    let path = sandbox.path("a,readonly=off\"b.qcow2");
-    std::fs::copy(&spec.disks[0].path, &path).unwrap();
-    spec.disks[0].path = path.clone();
+    let below = sandbox.disk("below");
+    spec.disks[0].backing = Some(Backing { path: below.path, format: below.format });
+    spec.disks.push(sandbox.disk("second"));
     let args = argv(&spec, &verdict(Accel::Tcg), FDS).unwrap();
-    let found = args
-        .iter()
-        .filter_map(|a| serde_json::from_str::<serde_json::Value>(a).ok())
-        .filter(|v| v["file"]["filename"] == path.to_str().unwrap())
-        .count();
-    assert_eq!(found, 1);
+    let sets: Vec<_> = args.iter().zip(&args[1..]).filter(|(a, _)| *a == "-add-fd").map(|(_, v)| v.as_str()).collect();
+    assert_eq!(sets, ["fd=7,set=1", "fd=8,set=2", "fd=9,set=3", "fd=10,set=4"]);
+    let nodes: Vec<serde_json::Value> = args.iter().filter_map(|a| serde_json::from_str(a).ok()).collect();
+    let node = |name: &str| nodes.iter().find(|n| n["node-name"] == name).unwrap();
+    assert_eq!(node("vars")["file"]["filename"], "/dev/fdset/1");
+    assert_eq!(node("disk0")["file"]["filename"], "/dev/fdset/2");
+    assert_eq!(node("disk0")["backing"]["file"]["filename"], "/dev/fdset/3");
+    assert_eq!(node("disk0")["backing"]["read-only"], true);
+    assert_eq!(node("disk1")["file"]["filename"], "/dev/fdset/4");
+    let folder = sandbox.path("");
+    assert!(!args.iter().any(|arg| arg.contains(folder.to_str().unwrap())), "{args:?}");
 }
 
 #[test]

@@ -32,7 +32,8 @@ impl Vm {
     }
 
     async fn start(&self, console: bool) -> machine::Result<Running> {
-        let options = StartOptions { accel: verdict(Accel::Tcg), log_dir: self.sandbox.path("log"), console };
+        let options =
+            StartOptions { accel: verdict(Accel::Tcg), log_dir: self.sandbox.path("log"), console, hidden: Vec::new() };
         let slot = self.sandbox.path("slot");
         Running::start(&self.spec, &slot, &self.key, &self.record, options).await
     }

@@ -41,7 +41,12 @@ async fn an_overlay_is_merged_into_every_format_while_the_vm_runs() {
         let (key, slot) = (TransportKey::generate(), sandbox.path("slot"));
         let record = SealedRecord::new(&spec, 1);
         state::create(&slot, &key, &record, &"c".repeat(64), &spec.firmware).await.unwrap();
-        let options = || StartOptions { accel: verdict(Accel::Tcg), log_dir: sandbox.path("log"), console: false };
+        let options = || StartOptions {
+            accel: verdict(Accel::Tcg),
+            log_dir: sandbox.path("log"),
+            console: false,
+            hidden: Vec::new(),
+        };
         let running = Running::start(&spec, &slot, &key, &record, options()).await.unwrap();
         assert_eq!(std::fs::read(&base).unwrap(), before, "{driver}: a start writes into the image below");
 
@@ -52,7 +57,7 @@ async fn an_overlay_is_merged_into_every_format_while_the_vm_runs() {
             .merge_overlay("root", |_, _| (), || Err(Error::BlockJob { reason: "the disk is full".into() }))
             .await
             .unwrap_err();
-        assert!(unwritten.to_string().contains("the disk is full"));
+        assert!(unwritten.to_string().contains("the disk is full"), "{unwritten}");
         assert!(running.is_alive() && running.is_unsettled("root"));
         let mut settled = false;
         running
@@ -99,7 +104,8 @@ async fn an_overlay_that_does_not_fit_is_kept_and_the_vm_goes_on() {
     let (key, slot) = (TransportKey::generate(), sandbox.path("slot"));
     let record = SealedRecord::new(&spec, 1);
     state::create(&slot, &key, &record, &"c".repeat(64), &spec.firmware).await.unwrap();
-    let options = StartOptions { accel: verdict(Accel::Tcg), log_dir: sandbox.path("log"), console: false };
+    let options =
+        StartOptions { accel: verdict(Accel::Tcg), log_dir: sandbox.path("log"), console: false, hidden: Vec::new() };
     let running = Running::start(&spec, &slot, &key, &record, options).await.unwrap();
     let full = running
         .merge_overlay("root", |_, _| (), || -> Result<(), Error> { panic!("settled, although nothing was merged") })
@@ -110,4 +116,32 @@ async fn an_overlay_that_does_not_fit_is_kept_and_the_vm_goes_on() {
     assert!(running.is_alive());
     running.kill().await;
     assert!(holds(&overlay, "qcow2", "2", "0", "4M"), "the overlay lost something");
+}
+
+/// A garage gets an overlay on another VM's disk: its QEMU can write to the overlay only, whatever it is asked.
+#[tokio::test]
+async fn under_an_attached_overlay_nothing_can_be_written() {
+    let sandbox = Sandbox::new();
+    let spec = sandbox.spec(Policy::Shielded);
+    let (mut overlay, original) = (sandbox.disk("overlay"), sandbox.disk("original"));
+    overlay.backing = Some(Backing { path: original.path.clone(), format: original.format });
+    let (key, slot) = (TransportKey::generate(), sandbox.path("slot"));
+    let record = SealedRecord::new(&spec, 1);
+    state::create(&slot, &key, &record, &"c".repeat(64), &spec.firmware).await.unwrap();
+    let log_dir = sandbox.path("log");
+    let options = StartOptions { accel: verdict(Accel::Tcg), log_dir, console: false, hidden: Vec::new() };
+    let running = Running::start(&spec, &slot, &key, &record, options).await.unwrap();
+    running.attach_disk(&overlay).await.unwrap();
+    let proof = running.proof().await.unwrap();
+    let writable = |path: &std::path::Path| {
+        let target = path.display().to_string();
+        proof.qemu.descriptors.iter().filter(|d| d.target == target).map(|d| d.writable).collect::<Vec<_>>()
+    };
+    assert_eq!(writable(&original.path), [false]);
+    assert_eq!(writable(&overlay.path), [true]);
+    assert!(proof.holds.iter().all(|statement| statement.holds), "{:?}", proof.holds);
+    let merged = running.merge_overlay("overlay", |_, _| (), || Ok::<(), Error>(())).await.unwrap_err();
+    assert!(matches!(merged, Error::DiskAttachment { .. }), "{merged}");
+    running.detach_disk("overlay").await.unwrap();
+    running.kill().await;
 }

@@ -95,6 +95,41 @@ async fn the_endorsement_key_survives() {
 }
 
 #[tokio::test]
+async fn the_policy_in_force_is_in_the_vtpm() {
+    let sandbox = Sandbox::new();
+    let (old, new) = (TransportKey::generate(), TransportKey::generate());
+    let record = create(&sandbox, "1", &old).await;
+    let measured =
+        |slot: &str, key| Tpm::start(&sandbox, &sandbox.path(slot).join("vtpm"), key).unwrap().read_index(POLICY_INDEX);
+    assert_eq!(measured("1", &old), register("shielded"));
+    let lowered = SealedRecord { policy: Policy::EncryptionSupported, ..record.clone() };
+    let lowered = reseal(&sandbox, &lowered, &old, &new).await.unwrap();
+    assert_eq!(measured("2", &new), register("encryption-supported"));
+    let raised = SealedRecord { policy: Policy::Shielded, generation: 3, ..lowered };
+    let (from, to) = (sandbox.path("2"), sandbox.path("3"));
+    state::reseal(&from, &new, &to, &old, &raised, &digest("c")).await.unwrap();
+    assert_eq!(measured("3", &old), register("shielded"));
+
+    // The guest's owner hierarchy can do nothing about it.
+    let mut tpm = Tpm::start(&sandbox, &to.join("vtpm"), &old).unwrap();
+    let (owner, index) = (0x4000_0001u32.to_be_bytes(), POLICY_INDEX.to_be_bytes());
+    let undefine = [&owner[..], &index, EMPTY_PASSWORD].concat();
+    let extend = [&owner[..], &index, EMPTY_PASSWORD, &[0, 32], &[7; 32]].concat();
+    let by_itself = [&index[..], &index, EMPTY_PASSWORD, &[0, 32], &[7; 32]].concat();
+    for (command, body) in [(0x122, &undefine), (0x136, &extend), (0x136, &by_itself)] {
+        assert_ne!(tpm.result(0x8002, command, body).unwrap().0, 0, "command {command:#x}");
+    }
+    assert_eq!(tpm.read_index(POLICY_INDEX), register("shielded"));
+}
+
+/// What docs/formats.md says of the register.
+fn register(policy: &str) -> Vec<u8> {
+    let sha256 = |bytes: &[u8]| aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes);
+    let event = sha256(format!("drydock policy: {policy}").as_bytes());
+    sha256(&[&[0; 32], event.as_ref()].concat()).as_ref().to_vec()
+}
+
+#[tokio::test]
 async fn variables_and_record_move_to_the_new_key() {
     let sandbox = Sandbox::new();
     let (old, new) = (TransportKey::generate(), TransportKey::generate());
@@ -133,7 +168,8 @@ async fn a_wrong_key_or_a_missing_vtpm_stops_a_reseal() {
     let sandbox = Sandbox::new();
     let (old, new) = (TransportKey::generate(), TransportKey::generate());
     let record = create(&sandbox, "1", &old).await;
-    assert!(reseal(&sandbox, &record, &new, &old).await.is_err());
+    let error = reseal(&sandbox, &record, &new, &old).await.unwrap_err();
+    assert_eq!(error.kind(), "vars-sealed", "{error}");
     assert!(!sandbox.path("2").join("record.sealed").exists());
 
     // what a failed attempt left is in the way, and said to be
@@ -180,6 +216,7 @@ struct Tpm {
 }
 
 const INDEX: u32 = 0x0150_0001;
+const POLICY_INDEX: u32 = 0x0144_0001;
 /// Authorization area: an empty password.
 const EMPTY_PASSWORD: &[u8] = b"\0\0\0\x09\x40\0\0\x09\0\0\0\0\0";
 
@@ -218,7 +255,8 @@ impl Tpm {
         panic!("swtpm neither ended nor listened");
     }
 
-    fn try_command(&mut self, tag: u16, code: u32, body: &[u8]) -> Option<Vec<u8>> {
+    /// The response code and what follows it.
+    fn result(&mut self, tag: u16, code: u32, body: &[u8]) -> Option<(u32, Vec<u8>)> {
         let size = u32::try_from(10 + body.len()).unwrap();
         let mut request = tag.to_be_bytes().to_vec();
         request.extend(size.to_be_bytes());
@@ -229,8 +267,13 @@ impl Tpm {
         let n = self.data.read(&mut response).ok()?;
         response.truncate(n);
         let result = u32::from_be_bytes(response.get(6..10)?.try_into().unwrap());
+        Some((result, response.split_off(10)))
+    }
+
+    fn try_command(&mut self, tag: u16, code: u32, body: &[u8]) -> Option<Vec<u8>> {
+        let (result, response) = self.result(tag, code, body)?;
         assert_eq!(result, 0, "TPM command {code:#x}");
-        Some(response.split_off(10))
+        Some(response)
     }
 
     fn command(&mut self, tag: u16, code: u32, body: &[u8]) -> Vec<u8> {
@@ -255,7 +298,11 @@ impl Tpm {
     }
 
     fn read(&mut self) -> Vec<u8> {
-        let mut read = [INDEX.to_be_bytes(), INDEX.to_be_bytes()].concat();
+        self.read_index(INDEX)
+    }
+
+    fn read_index(&mut self, index: u32) -> Vec<u8> {
+        let mut read = [index.to_be_bytes(), index.to_be_bytes()].concat();
         read.extend(EMPTY_PASSWORD);
         read.extend([0, 32, 0, 0]);
         let response = self.command(0x8002, 0x14e, &read);

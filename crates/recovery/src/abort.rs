@@ -1,5 +1,5 @@
 //! Gives a recovery up: on the host the VM is as it was before the export, as long as the original is there; in the
-//! garage nothing of it is left.
+//! garage nothing of it is left. A file that travels between two hosts stays where it is, on either.
 
 use host::Agent;
 use host::error::{Error, Kind, Result};
@@ -8,7 +8,7 @@ use host::wire::Events;
 use crate::api::StatusReport;
 use crate::import::{guardian_name, local};
 use crate::journal::{Journal, Side, Step};
-use crate::{export, reinstate, status};
+use crate::{attach, export, reinstate, rg, status};
 
 /// # Errors
 /// `NotFound` when there is nothing to abort.
@@ -18,6 +18,10 @@ pub(crate) async fn run(agent: &Agent, vm: &str, events: &Events) -> Result<Stat
     })?;
     match journal.side() {
         Side::Host => host_side(agent, &mut journal, events).await?,
+        Side::GarageHost => {
+            let mut garage = attach::lock_garage(agent, &journal)?;
+            attach::take_out(&journal, garage.as_mut(), events).await?;
+        }
         Side::Garage => garage_side(agent, &mut journal, events).await?,
     }
     journal.mark(Step::Aborted)?;
@@ -46,8 +50,14 @@ async fn host_side(agent: &Agent, journal: &mut Journal, events: &Events) -> Res
         events.say("detach", format!("detaching the RG disk from {garage}"));
         export::detach(journal, dvm.dir(), &mut agent.lock(&garage)?).await?;
     }
+    if let Some(file) = journal.file()
+        && !journal.is_exported()
+    {
+        rg::discard(file)?;
+    }
     if reinstate::is_returned(dvm.dir()) {
         dvm.stop(true, events).await?;
+        agent.forget_offline_key(dvm.dir()).await?;
         reinstate::unswap(journal, dvm.dir())?;
     }
     dvm.dir().set_hold(None)?;

@@ -1,5 +1,7 @@
 //! What can be asked of the agent about recoveries, and what it answers.
 
+use std::path::PathBuf;
+
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -10,8 +12,8 @@ use crate::journal::{Entry, Side};
 pub enum RecoveryRequest {
     RecoveryExport {
         vm: String,
-        garage: String,
-        /// The disks travel on the RG disk, as copies.
+        to: Destination,
+        /// The disks travel on the RG disk, as copies; they always do in a file.
         copy: bool,
         stop: bool,
         restart_garage: bool,
@@ -28,8 +30,20 @@ pub enum RecoveryRequest {
         vm: Option<String>,
         stop: bool,
     },
+    /// The RG disk in a file that came from the VM's host goes into a garage on this one.
+    RecoveryAttach {
+        file: PathBuf,
+        garage: String,
+        restart_garage: bool,
+    },
+    /// And out of it, when it is handed back.
+    RecoveryDetach {
+        vm: String,
+    },
     RecoveryReinstate {
         vm: String,
+        /// The RG disk as it came back from a garage on another host; by default the file that was exported.
+        from: Option<PathBuf>,
         /// Keep the VM as it was before its repair.
         keep_original: bool,
     },
@@ -50,6 +64,16 @@ pub enum RecoveryRequest {
     },
     /// The garage's own key, made when it has none.
     GarageInit,
+}
+
+/// Where an export goes.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Destination {
+    /// Into a repair garage on the same host.
+    Garage(String),
+    /// Into a new file, for a garage on another host.
+    File(PathBuf),
 }
 
 /// The garage's own key.

@@ -1,7 +1,10 @@
 //! Step 1, fabric admin on the host: the damaged VM goes onto an RG disk, and that into the repair garage. Its disks
 //! go there as overlays on the originals, or, in copy mode, on the RG disk.
 
+pub(crate) mod file;
+
 use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 
 use garage::Mode;
 use host::api::Hold;
@@ -49,29 +52,36 @@ pub(crate) async fn run(
     let mut vmre = agent.lock(garage)?;
     let mut journal = resume(agent, vm, garage, options.mode)?;
     if let Some(journal) = &journal
-        && journal.done(Step::Attached)
+        && journal.is_exported()
     {
         return Ok(status::describe(journal));
     }
-    check(agent, &mut dvm, &mut vmre, &options)?;
+    let (damaged, spec) = (dvm.dir().spec()?, vmre.dir().spec()?);
+    check_specs(&damaged, &spec)?;
+    check_damaged(&mut dvm, options.stop, &format!("--to {garage}"))?;
+    check_nesting(&mut vmre, options.restart_garage)?;
+    if options.mode == Mode::Overlay {
+        check_ports(&damaged, vmre.dir().attached()?.len(), garage)?;
+        check_blocks(&damaged)?;
+    }
+    check_space(&damaged, options.mode, agent.store().root())?;
 
     if dvm.is_running() {
         dvm.stop(false, events).await?;
     }
     let journal = match &mut journal {
         Some(journal) => journal,
-        None => {
-            journal.insert(Journal::begin(agent.store(), Side::Host, Uuid::new_v4(), vm, Some(garage), options.mode)?)
-        }
+        None => journal.insert(Journal::begin(
+            agent.store(),
+            Side::Host,
+            Uuid::new_v4(),
+            vm,
+            Some(garage),
+            None,
+            options.mode,
+        )?),
     };
-    if !journal.done(Step::Held) {
-        dvm.dir().set_hold(Some(&Hold {
-            recovery_id: journal.id(),
-            reason: format!("it is in recovery in {garage}; reinstate or abort the recovery first"),
-            may_start: false,
-        }))?;
-        journal.mark(Step::Held)?;
-    }
+    hold(agent, &dvm, journal, garage).await?;
     if !journal.done(Step::NestedOn) {
         nested_on(agent, &mut vmre, events).await?;
         journal.mark(Step::NestedOn)?;
@@ -90,17 +100,36 @@ pub(crate) async fn run(
             vmre.attach(&overlay).await?;
         }
     }
-    vmre.attach(&DiskSpec {
-        size: image::info(&disk).await?.virtual_size,
-        path: disk,
-        format: DiskFormat::Vhdx,
-        serial: rg_serial(journal.id()),
-        backing: None,
-        opaque: false,
-    })
-    .await?;
+    let size = image::info(&disk).await?.virtual_size;
+    vmre.attach(&rg_disk(&disk, size, journal.id())).await?;
     journal.mark(Step::Attached)?;
     Ok(status::describe(journal))
+}
+
+/// The VM can no longer be started or deleted.
+async fn hold(agent: &Agent, dvm: &VmLock, journal: &mut Journal, place: &str) -> Result<()> {
+    if !journal.done(Step::Held) {
+        dvm.dir().set_hold(Some(&Hold {
+            recovery_id: journal.id(),
+            reason: format!("it is in recovery in {place}; reinstate or abort the recovery first"),
+            may_start: false,
+        }))?;
+        agent.forget_offline_key(dvm.dir()).await?;
+        journal.mark(Step::Held)?;
+    }
+    Ok(())
+}
+
+/// The RG disk as a garage gets it.
+pub(crate) fn rg_disk(path: &Path, size: u64, recovery: Uuid) -> DiskSpec {
+    DiskSpec {
+        path: path.to_owned(),
+        format: DiskFormat::Vhdx,
+        serial: rg_serial(recovery),
+        size,
+        backing: None,
+        opaque: false,
+    }
 }
 
 /// The RG disk's serial number, by which it is found for detaching.
@@ -122,7 +151,7 @@ pub(crate) async fn detach(journal: &Journal, dvm: &VmDir, garage: &mut VmLock) 
 
 fn resume(agent: &Agent, vm: &str, garage: &str, mode: Mode) -> Result<Option<Journal>> {
     let Some(journal) = Journal::open_for(agent.store(), vm)? else { return Ok(None) };
-    if journal.garage() == Some(garage) {
+    if journal.side() == Side::Host && journal.garage() == Some(garage) {
         if journal.mode() == mode {
             return Ok(Some(journal));
         }
@@ -133,47 +162,61 @@ fn resume(agent: &Agent, vm: &str, garage: &str, mode: Mode) -> Result<Option<Jo
         return Err(Error::new(Kind::WrongState, format!("the export of {vm} began {began}"))
             .remedy(format!("go on with it {flag}, or give it up first: drydock recovery abort {vm}")));
     }
-    Err(Error::new(
-        Kind::WrongState,
-        format!("{vm} is in recovery in {} already", journal.garage().unwrap_or("another garage")),
-    )
-    .remedy(format!("drydock recovery status {vm}; or abort that one: drydock recovery abort {vm}")))
+    Err(in_another(&journal))
 }
 
-fn check(agent: &Agent, dvm: &mut VmLock, vmre: &mut VmLock, options: &Options) -> Result<()> {
-    let (damaged, garage) = (dvm.dir().spec()?, vmre.dir().spec()?);
-    check_specs(&damaged, &garage)?;
+/// The VM, or one of its name from another host, is in a recovery that this command does not go on with.
+pub(crate) fn in_another(journal: &Journal) -> Error {
+    let vm = journal.vm();
+    let message = match (journal.side(), journal.garage(), journal.file()) {
+        (Side::GarageHost, garage, _) => {
+            format!("a VM named {vm} of another host is in recovery in {} here", garage.unwrap_or("a garage"))
+        }
+        (_, None, Some(file)) => format!("{vm} is in recovery already, in the file {}", file.display()),
+        (_, garage, _) => format!("{vm} is in recovery in {} already", garage.unwrap_or("another garage")),
+    };
+    Error::new(Kind::WrongState, message)
+        .remedy(format!("drydock recovery status {vm}; or abort that one: drydock recovery abort {vm}"))
+}
+
+/// `to` is the command's own destination, for the remedy.
+fn check_damaged(dvm: &mut VmLock, stop: bool, to: &str) -> Result<()> {
     dvm.refuse_orphan()?;
+    if dvm.is_running() && !stop {
+        let vm = dvm.dir().name();
+        return Err(Error::new(Kind::WrongState, format!("{vm} is running"))
+            .remedy(format!("stop it first, or let the export do it: drydock recovery export {vm} {to} --stop")));
+    }
+    Ok(())
+}
+
+/// The garage has nested virtualization, or may be given it.
+pub(crate) fn check_nesting(vmre: &mut VmLock, restart: bool) -> Result<()> {
     vmre.refuse_orphan()?;
-    if dvm.is_running() && !options.stop {
-        return Err(Error::new(Kind::WrongState, format!("{} is running", damaged.name)).remedy(format!(
-            "stop it first, or let the export do it: drydock recovery export {} --to {} --stop",
-            damaged.name, garage.name
-        )));
-    }
-    if vmre.is_running() && !garage.nested && !options.restart_garage {
+    let garage = vmre.dir().spec()?;
+    if vmre.is_running() && !garage.nested && !restart {
         return Err(Error::new(Kind::WrongState, format!("{} runs without nested virtualization", garage.name))
-            .remedy("stop it first, or let the export restart it: --restart-garage"));
+            .remedy("stop it first, or let this command restart it: --restart-garage"));
     }
+    Ok(())
+}
+
+/// The file system that holds `folder` has room for the RG disk.
+fn check_space(damaged: &VmSpec, mode: Mode, folder: &Path) -> Result<()> {
     let mut needed = RG_OVERHEAD;
-    if options.mode == Mode::Overlay {
-        check_ports(&damaged, vmre.dir().attached()?.len(), &garage.name)?;
-        check_blocks(&damaged)?;
-    }
-    let copied = damaged.disks.iter().filter(|_| options.mode == Mode::Copy);
-    for disk in copied {
+    for disk in damaged.disks.iter().filter(|_| mode == Mode::Copy) {
         // What it takes on the disk; asking QEMU would need a lock that a running VM holds.
         let file = std::fs::metadata(&disk.path)
             .context(Kind::NotFound, || format!("{}: the VM's disk cannot be looked at", disk.path.display()))?;
         needed = needed.saturating_add(file.blocks().saturating_mul(512));
     }
-    let free = free_space(agent.store().root())?;
+    let free = free_space(folder)?;
     if free < needed {
         return Err(Error::new(
             Kind::NoSpace,
             format!("the RG disk needs {} MiB and {} MiB are free", needed >> 20, free >> 20),
         )
-        .remedy(format!("free space below {}", agent.store().root().display())));
+        .remedy(format!("free space below {}", folder.display())));
     }
     Ok(())
 }
@@ -207,7 +250,7 @@ fn check_blocks(damaged: &VmSpec) -> Result<()> {
 }
 
 /// The checks that need only the two specifications.
-fn check_specs(damaged: &VmSpec, garage: &VmSpec) -> Result<()> {
+pub(crate) fn check_specs(damaged: &VmSpec, garage: &VmSpec) -> Result<()> {
     for vm in [damaged, garage] {
         if vm.policy != Policy::Shielded {
             return Err(Error::new(Kind::Refused, format!("{} is not shielded but {}", vm.name, vm.policy))
@@ -236,7 +279,7 @@ fn check_specs(damaged: &VmSpec, garage: &VmSpec) -> Result<()> {
     Ok(())
 }
 
-async fn nested_on(agent: &Agent, vmre: &mut VmLock, events: &Events) -> Result<()> {
+pub(crate) async fn nested_on(agent: &Agent, vmre: &mut VmLock, events: &Events) -> Result<()> {
     let mut spec = vmre.dir().spec()?;
     if spec.nested {
         return Ok(());

@@ -101,21 +101,37 @@ impl GarageKey {
         HostPublicKey::from_file(&bytes).context(Kind::BadInput, || format!("{} is not a public key", path.display()))
     }
 
-    /// Signs a request, in the vTPM.
+    /// Makes the vTPM ready to sign, which takes most of the time of a signature.
     ///
     /// # Errors
     /// `Internal` with the TPM's reason: another vTPM than the one that made the key.
-    pub async fn sign(&self, document: &[u8]) -> Result<Vec<u8>> {
+    pub async fn load(&self) -> Result<LoadedKey> {
         let work = tempfile::tempdir().context(Kind::Internal, || "cannot make a temporary folder".into())?;
         let copied = ["key.pub", "key.priv"]
             .iter()
             .try_for_each(|name| fs::copy(self.dir.join(name), work.path().join(name)).map(drop));
         copied.context(Kind::BadInput, || format!("the garage's key in {} is not complete", self.dir.display()))?;
+        primary(work.path()).await?;
+        load(work.path()).await?;
+        Ok(LoadedKey { work })
+    }
+}
+
+/// The garage's key in its vTPM, ready to sign once.
+pub struct LoadedKey {
+    work: tempfile::TempDir,
+}
+
+impl LoadedKey {
+    /// Signs a request, in the vTPM.
+    ///
+    /// # Errors
+    /// `Internal` with the TPM's reason.
+    pub async fn sign(self, document: &[u8]) -> Result<Vec<u8>> {
+        let work = self.work;
         let digest = Digest::of(&signed_bytes(document));
         fs::write(work.path().join("digest"), digest.as_bytes())
             .context(Kind::Internal, || "cannot write a temporary file".into())?;
-        primary(work.path()).await?;
-        load(work.path()).await?;
         tpm(
             work.path(),
             &[
@@ -162,6 +178,7 @@ async fn tpm(dir: &Path, args: &[&str]) -> Result<()> {
     let output = Command::new("tpm2")
         .args(args)
         .current_dir(dir)
+        .env("PATH", machine::PATH)
         .env("TPM2TOOLS_TCTI", TCTI)
         .stdin(Stdio::null())
         .kill_on_drop(true)

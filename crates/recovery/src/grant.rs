@@ -3,7 +3,7 @@
 //! Offline and without an agent: files in, a file out. The owner's private key goes nowhere.
 
 use host::error::{Context, Error, Kind, Result};
-use key_protector::{Guardian, Role};
+use key_protector::{Guardian, GuardianPublic, Role};
 use time::{Duration, OffsetDateTime};
 
 use crate::documents::{CheckedRequest, RecoveryGrant, write_grant};
@@ -50,12 +50,13 @@ pub fn summary(checked: &CheckedRequest) -> Summary {
     }
 }
 
-/// Issues the grant.
+/// Checks, with the public half of the owner guardian, whatever can stand against a grant: nobody is asked for a
+/// passphrase for a request that is refused anyway.
 ///
 /// # Errors
 /// `BadInput` when the request is not for a VM of this owner, `Refused` when what it asks goes too far.
-pub fn issue(what: &str, checked: &CheckedRequest, owner: &Guardian, now: OffsetDateTime) -> Result<Vec<u8>> {
-    let CheckedRequest { request, protector, guardian, .. } = checked;
+pub fn check(what: &str, checked: &CheckedRequest, owner: &GuardianPublic, now: OffsetDateTime) -> Result<()> {
+    let CheckedRequest { protector, guardian, .. } = checked;
     if guardian.role() != Role::Recovery {
         return Err(Error::new(Kind::Refused, format!("{what}: '{}' is not a recovery guardian", guardian.name()))
             .remedy("a grant is for the temporary guardian that `drydock recovery import` makes, and for no other"));
@@ -70,18 +71,28 @@ pub fn issue(what: &str, checked: &CheckedRequest, owner: &Guardian, now: Offset
         )
         .remedy("make a request with a shorter life: drydock recovery import --hours N, in the garage"));
     }
-    let mine = owner.public().signing().fingerprint();
+    let mine = owner.signing().fingerprint();
     if protector.owner().signing_certificate().fingerprint() != mine {
         return Err(Error::new(
             Kind::BadInput,
             format!(
                 "{what}: the VM belongs to '{}', not to '{}'",
                 protector.owner().signing_certificate().common_name(),
-                owner.public().name()
+                owner.name()
             ),
         )
         .remedy("use the owner guardian that the VM was provisioned with"));
     }
+    Ok(())
+}
+
+/// Issues the grant.
+///
+/// # Errors
+/// Those of [`check`], and `BadInput` when the key protector cannot be granted.
+pub fn issue(what: &str, checked: &CheckedRequest, owner: &Guardian, now: OffsetDateTime) -> Result<Vec<u8>> {
+    check(what, checked, owner.public(), now)?;
+    let CheckedRequest { request, protector, guardian, .. } = checked;
     let granted = protector
         .grant(owner, guardian, now)
         .context(Kind::BadInput, || format!("{what}: its key protector cannot be granted"))?;

@@ -89,7 +89,7 @@ async fn import(agent: &Agent, guardians: &LocalGuardians, options: &Options, ev
             return Err(Error::new(Kind::WrongState, format!("there is a VM named '{name}' in this garage already"))
                 .remedy("that one is not touched; import into another garage, or move it away first"));
         }
-        None => Journal::begin(agent.store(), Side::Garage, outbound.recovery_id, &name, None, outbound.mode)?,
+        None => Journal::begin(agent.store(), Side::Garage, outbound.recovery_id, &name, None, None, outbound.mode)?,
     };
     if journal.done(Step::PolicyLowered) {
         return Ok(Imported {
@@ -99,6 +99,10 @@ async fn import(agent: &Agent, guardians: &LocalGuardians, options: &Options, ev
             sentence: status::describe(&journal).sentence,
         });
     }
+    let guardian = match guardians.get(&guardian_name(&journal))? {
+        Some(guardian) => Making::Kept(Box::new(guardian)),
+        None => Making::begin(&name, hours),
+    };
     if !journal.done(Step::Imported) {
         events.say("import", format!("importing {name}"));
         place(lock.dir(), &outbound, options)?;
@@ -106,19 +110,15 @@ async fn import(agent: &Agent, guardians: &LocalGuardians, options: &Options, ev
             .context(Kind::Internal, || "cannot keep the VM's key protector".into())?;
         journal.mark(Step::Imported)?;
     }
-    let guardian = match guardians.get(&guardian_name(&journal))? {
-        Some(guardian) => guardian,
-        None => {
-            events.say("guardian", "making the recovery guardian");
-            let now = OffsetDateTime::now_utc();
-            let fresh = Guardian::generate(
-                &format!("recovery of {name}"),
-                Role::Recovery,
-                KeyKind::Rsa2048,
-                now - Duration::minutes(5),
-                now + Duration::hours(hours),
-            )
-            .context(Kind::Internal, || "cannot make the recovery guardian".into())?;
+    events.say("guardian", "making the recovery guardian");
+    let loaded = key.load().await?;
+    let guardian = match guardian {
+        Making::Kept(guardian) => *guardian,
+        Making::Begun(fresh) => {
+            let fresh = fresh
+                .await
+                .context(Kind::Internal, || "the making of the recovery guardian stopped".into())?
+                .context(Kind::Internal, || "cannot make the recovery guardian".into())?;
             guardians.add(&guardian_name(&journal), &fresh)?;
             fresh
         }
@@ -135,7 +135,7 @@ async fn import(agent: &Agent, guardians: &LocalGuardians, options: &Options, ev
     };
     let document = documents::write_request(&request, &guardian)?;
     events.say("sign", "signing the request with the garage's own key");
-    let signature = key.sign(&document).await?;
+    let signature = loaded.sign(&document).await?;
     let file = documents::write_request_file(document, &key.public()?, &signature)?;
     journal.mark(Step::Requested)?;
     Ok(Imported {
@@ -144,6 +144,23 @@ async fn import(agent: &Agent, guardians: &LocalGuardians, options: &Options, ev
         request: Some(text(file)?),
         sentence: status::describe(&journal).sentence,
     })
+}
+
+/// The recovery guardian, while it may still be in the making.
+enum Making {
+    Kept(Box<Guardian>),
+    /// On a thread of its own: the search for prime numbers takes a second or two where the garage is slow.
+    Begun(tokio::task::JoinHandle<key_protector::Result<Guardian>>),
+}
+
+impl Making {
+    fn begin(vm: &str, hours: i64) -> Self {
+        let (name, now) = (format!("recovery of {vm}"), OffsetDateTime::now_utc());
+        let (from, until) = (now - Duration::minutes(5), now + Duration::hours(hours));
+        Making::Begun(tokio::task::spawn_blocking(move || {
+            Guardian::generate(&name, Role::Recovery, KeyKind::Rsa2048, from, until)
+        }))
+    }
 }
 
 fn text(bytes: Vec<u8>) -> Result<String> {

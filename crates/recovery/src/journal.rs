@@ -8,6 +8,9 @@
 //! STORE/recoveries/ID/slot/          garage side: state on its way to the RG disk
 //! ```
 //!
+//! Where the garage is on another host, the RG disk is a file that its admins carry: the journal names it, on either
+//! host.
+//!
 //! Every step is idempotent: a crash after the work and before the mark only repeats it.
 
 use std::fs;
@@ -16,7 +19,7 @@ use std::path::{Path, PathBuf};
 use garage::Mode;
 use host::durable;
 use host::error::{Context, Error, Kind, Result};
-use host::store::{Store, read_json, write_json};
+use host::store::{Store, parse_json, read_json, write_json};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use uuid::Uuid;
@@ -29,6 +32,8 @@ use crate::crash;
 pub enum Side {
     /// The guarded host: export and reinstate.
     Host,
+    /// The garage's host, where that is another one: attach and detach.
+    GarageHost,
     /// The repair garage: import and finish.
     Garage,
 }
@@ -49,6 +54,10 @@ pub enum Step {
     Started,
     Kept,
     Merged,
+    // The garage's host, where that is another one
+    GarageNested,
+    PluggedIn,
+    TakenOut,
     // Garage
     Imported,
     GuardianMade,
@@ -66,7 +75,7 @@ pub enum Step {
 
 impl Step {
     /// All of them, in their order.
-    pub const ALL: [Step; 22] = [
+    pub const ALL: [Step; 25] = [
         Step::Held,
         Step::NestedOn,
         Step::RgDiskMade,
@@ -78,6 +87,9 @@ impl Step {
         Step::Started,
         Step::Kept,
         Step::Merged,
+        Step::GarageNested,
+        Step::PluggedIn,
+        Step::TakenOut,
         Step::Imported,
         Step::GuardianMade,
         Step::Requested,
@@ -91,7 +103,7 @@ impl Step {
         Step::RolledBack,
     ];
 
-    /// The command that does this step; where two do it, the one on the host.
+    /// The command that does this step; where several do it, the one on the VM's host.
     #[must_use]
     pub fn command(self) -> &'static str {
         match self {
@@ -104,6 +116,8 @@ impl Step {
             | Step::Merged
             | Step::Closed => "reinstate",
             Step::Kept => "reinstate --keep-original",
+            Step::GarageNested | Step::PluggedIn => "attach",
+            Step::TakenOut => "detach",
             Step::Imported | Step::GuardianMade | Step::Requested => "import",
             Step::Granted | Step::PolicyLowered => "import --grant",
             Step::PolicyRaised | Step::HandedBack | Step::Cleaned => "finish",
@@ -137,9 +151,12 @@ struct Data {
     vm: String,
     /// Counts the recoveries of this store, from 1.
     number: u64,
-    /// The repair garage's name, known on the host.
+    /// The repair garage's name, known on its host.
     #[serde(default)]
     garage: Option<String>,
+    /// The RG disk, where it travels between two hosts as a file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    file: Option<PathBuf>,
     /// How the VM's disks travel.
     mode: Mode,
     steps: Vec<Entry>,
@@ -156,7 +173,15 @@ impl Journal {
     ///
     /// # Errors
     /// When it cannot be written.
-    pub fn begin(store: &Store, side: Side, id: Uuid, vm: &str, garage: Option<&str>, mode: Mode) -> Result<Self> {
+    pub fn begin(
+        store: &Store,
+        side: Side,
+        id: Uuid,
+        vm: &str,
+        garage: Option<&str>,
+        file: Option<&Path>,
+        mode: Mode,
+    ) -> Result<Self> {
         let number = Journal::all(store)?.last().map_or(1, |last| last.data.number.saturating_add(1));
         let dir = store.recoveries().join(id.to_string());
         durable::private_dir(&dir).context(Kind::Internal, || format!("cannot make {}", dir.display()))?;
@@ -167,6 +192,7 @@ impl Journal {
             side,
             vm: vm.to_owned(),
             garage: garage.map(str::to_owned),
+            file: file.map(Path::to_owned),
             mode,
             steps: Vec::new(),
         };
@@ -176,8 +202,19 @@ impl Journal {
     }
 
     fn load(dir: &Path) -> Result<Self> {
+        Self::from_data(dir, read_json(&dir.join("journal.json"))?)
+    }
+
+    /// Reads the content of the journal in `dir`.
+    ///
+    /// # Errors
+    /// `BadInput` naming the file.
+    pub fn parse(dir: &Path, bytes: &[u8]) -> Result<Self> {
+        Self::from_data(dir, parse_json(&dir.join("journal.json"), bytes)?)
+    }
+
+    fn from_data(dir: &Path, data: Data) -> Result<Self> {
         let path = dir.join("journal.json");
-        let data: Data = read_json(&path)?;
         if data.version != 1 {
             return Err(Error::new(Kind::BadInput, format!("{}: version {}", path.display(), data.version))
                 .remedy("it was written by a newer drydock; use that one"));
@@ -236,6 +273,18 @@ impl Journal {
     #[must_use]
     pub fn garage(&self) -> Option<&str> {
         self.data.garage.as_deref()
+    }
+
+    /// The RG disk as a file that is carried from host to host; `None` where one host has both VMs.
+    #[must_use]
+    pub fn file(&self) -> Option<&Path> {
+        self.data.file.as_deref()
+    }
+
+    /// Whether the export has come to its end: the VM is in the garage, or in the file that goes there.
+    #[must_use]
+    pub fn is_exported(&self) -> bool {
+        self.done(if self.data.file.is_some() { Step::RgDiskMade } else { Step::Attached })
     }
 
     #[must_use]
@@ -328,7 +377,7 @@ mod tests {
     fn steps_survive_a_restart() {
         let (_dir, store) = store();
         let mut journal =
-            Journal::begin(&store, Side::Host, Uuid::new_v4(), "dvm", Some("vmre"), Mode::Overlay).unwrap();
+            Journal::begin(&store, Side::Host, Uuid::new_v4(), "dvm", Some("vmre"), None, Mode::Overlay).unwrap();
         journal.mark(Step::Held).unwrap();
         journal.mark(Step::Held).unwrap();
         let again = Journal::open_for(&store, "dvm").unwrap().unwrap();
@@ -349,7 +398,7 @@ mod tests {
     #[test]
     fn a_closed_recovery_is_not_open() {
         let (_dir, store) = store();
-        let mut journal = Journal::begin(&store, Side::Garage, Uuid::new_v4(), "dvm", None, Mode::Copy).unwrap();
+        let mut journal = Journal::begin(&store, Side::Garage, Uuid::new_v4(), "dvm", None, None, Mode::Copy).unwrap();
         journal.mark(Step::Aborted).unwrap();
         assert!(Journal::open_for(&store, "dvm").unwrap().is_none());
         assert!(Journal::last_for(&store, "dvm").unwrap().is_some());
@@ -358,7 +407,7 @@ mod tests {
     #[test]
     fn a_damaged_journal_is_named() {
         let (_dir, store) = store();
-        let journal = Journal::begin(&store, Side::Host, Uuid::new_v4(), "dvm", None, Mode::Copy).unwrap();
+        let journal = Journal::begin(&store, Side::Host, Uuid::new_v4(), "dvm", None, None, Mode::Copy).unwrap();
         fs::write(journal.dir().join("journal.json"), b"{").unwrap();
         let error = Journal::open_for(&store, "dvm").unwrap_err();
         assert_eq!(error.kind, Kind::BadInput);

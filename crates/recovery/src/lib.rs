@@ -10,13 +10,18 @@
 //!                                                             finish ─ PolicyRaised ─ HandedBack ─ Cleaned ─ Closed
 //! ```
 //!
+//! Where the garage is on another host, an export ends at `RgDiskMade`, with a file, and the garage's host has two
+//! commands of its own: `attach ─ GarageNested ─ PluggedIn` and `detach ─ TakenOut`.
+//!
 //! With `--keep-original` a reinstatement ends at `Kept`; `commit` goes on from there, `rollback` leads back.
 //! `abort` leads from any earlier step back to the VM as it was before the export.
 
 mod abort;
 pub mod api;
+mod attach;
 mod commit;
 mod crash;
+mod detach;
 pub mod documents;
 mod export;
 mod finish;
@@ -33,4 +38,4 @@ mod tools;
 
 pub use grant::rfc3339;
 pub use journal::{Entry, Journal, Side, Step};
-pub use service::AgentService;
+pub use service::{AgentService, Request};

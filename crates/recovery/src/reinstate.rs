@@ -7,6 +7,9 @@
 //!     copy mode     copies off the RG disk   untouched
 //!     overlay mode  overlays ─▶ links to ──▶ the same, untouched until the merge
 //! ```
+//!
+//! From a garage on another host the RG disk comes back as a file. Whose it is and where it was does not matter: what is
+//! used of it is what was verified, or what was hashed while it was copied.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -37,15 +40,26 @@ const RETURNED: &str = "returned";
 ///
 /// # Errors
 /// `WrongState` when the owner has not finished, `BadInput` for anything altered, stale or of another VM.
-pub(crate) async fn run(agent: &Agent, vm: &str, keep_original: bool, events: &Events) -> Result<StatusReport> {
+pub(crate) async fn run(
+    agent: &Agent,
+    vm: &str,
+    from: Option<PathBuf>,
+    keep_original: bool,
+    events: &Events,
+) -> Result<StatusReport> {
     let mut dvm = agent.lock(vm)?;
     let mut journal = open_journal(agent, vm)?;
     if journal.done(Step::Kept) {
         return Ok(status::describe(&journal));
     }
-    let disk = journal.dir().join("rg.vhdx");
-    if !journal.done(Step::Detached) {
+    let disk = rg_disk(&journal, from)?;
+    // A file is looked at each time: another one may have been named.
+    let another = journal.file().is_some() && !journal.done(Step::Swapped) && !is_returned(dvm.dir());
+    if !journal.done(Step::Detached) || another {
         events.say("look", "looking at what the owner handed back");
+        if another {
+            check_file(&disk)?;
+        }
         let serial = rg_serial(journal.id());
         // A garage that was deleted has let go already.
         let garage = journal.garage().filter(|garage| agent.store().vm(garage).is_ok()).map(str::to_owned);
@@ -60,9 +74,9 @@ pub(crate) async fn run(agent: &Agent, vm: &str, keep_original: bool, events: &E
     if !journal.done(Step::Swapped) {
         if !is_returned(dvm.dir()) {
             events.say("verify", "verifying protector, receipt and digests");
-            let back = verify(&journal, dvm.dir()).await?;
+            let back = verify(&journal, &disk, dvm.dir()).await?;
             journal.mark(Step::Verified)?;
-            if !journal.done(Step::Copied) {
+            if !journal.done(Step::Copied) || another {
                 stage(&journal, dvm.dir(), &back, events).await?;
                 journal.mark(Step::Copied)?;
             }
@@ -113,12 +127,38 @@ pub(crate) fn open_journal(agent: &Agent, vm: &str) -> Result<Journal> {
             .remedy(format!("drydock recovery status {vm}"))
     })?;
     if journal.side() != Side::Host {
-        return Err(Error::new(Kind::WrongState, "this is the garage; `recovery reinstate` runs on the fabric's host"));
+        return Err(Error::new(
+            Kind::WrongState,
+            "this is the garage's side; `recovery reinstate` runs on the VM's host",
+        ));
     }
-    if !journal.done(Step::Attached) {
+    if !journal.is_exported() {
         return Err(Error::new(Kind::WrongState, status::describe(&journal).sentence));
     }
     Ok(journal)
+}
+
+/// Where the RG disk is. A file that travels may come back under another name.
+fn rg_disk(journal: &Journal, from: Option<PathBuf>) -> Result<PathBuf> {
+    let vm = journal.vm();
+    match (journal.file(), from) {
+        (None, None) => Ok(journal.dir().join("rg.vhdx")),
+        (None, Some(_)) => Err(Error::new(Kind::BadInput, format!("{vm} did not leave this host in a file"))
+            .remedy(format!("its RG disk is here: drydock recovery reinstate {vm}"))),
+        (Some(exported), from) => Ok(from.unwrap_or_else(|| exported.to_owned())),
+    }
+}
+
+/// That there is a file to look at.
+fn check_file(disk: &Path) -> Result<()> {
+    let bring = "bring it back from the garage's host and name it: drydock recovery reinstate VM --from FILE";
+    let meta = fs::metadata(disk)
+        .context(Kind::NotFound, || format!("{}: the RG disk is not there", disk.display()))
+        .or_next(|| bring.into())?;
+    if meta.is_file() && disk.is_absolute() {
+        return Ok(());
+    }
+    Err(Error::new(Kind::BadInput, format!("{} is not the absolute path of a file", disk.display())).remedy(bring))
 }
 
 fn staging(journal: &Journal) -> PathBuf {
@@ -137,13 +177,16 @@ struct Back {
     contents: rg::Contents,
 }
 
-async fn verify(journal: &Journal, original: &VmDir) -> Result<Back> {
+async fn verify(journal: &Journal, disk: &Path, original: &VmDir) -> Result<Back> {
     let what = "the RG disk";
     let spec = original.spec()?;
-    let contents = rg::read(&journal.dir().join("rg.vhdx")).await?;
+    let contents = rg::read(disk).await?;
     let handback = contents.handback()?;
-    let give_up =
-        format!("nothing was changed; give this recovery up and start another: drydock recovery abort {}", spec.name);
+    let another = if journal.file().is_some() { "name the right file with --from, or " } else { "" };
+    let give_up = format!(
+        "nothing was changed; {another}give this recovery up and start another: drydock recovery abort {}",
+        spec.name
+    );
     let wrong = |field: &str, why: String| {
         Err(Error::new(Kind::BadInput, format!("{what}: field '{field}': {why}")).remedy(give_up.clone()))
     };
@@ -308,7 +351,7 @@ async fn start(agent: &Agent, dvm: &mut VmLock, journal: &mut Journal, events: &
     if dvm.is_running() || dvm.orphan()?.is_some() {
         return Ok(());
     }
-    if let Err(error) = agent.start(dvm, events).await {
+    if let Err(error) = agent.first_start(dvm, events).await {
         unswap(journal, dvm.dir())?;
         return Err(error);
     }

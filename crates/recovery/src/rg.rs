@@ -7,7 +7,7 @@ use garage::container::{self, Format, Source};
 use garage::device::Places;
 use garage::{Bundle, Cancel, Contents as RawContents, Device as RawDevice, Direction, Layout, Manifest, Mode};
 use host::VmLock;
-use host::error::{Context, Error, Kind, Result};
+use host::error::{Context, Error, Kind, Next, Result};
 use host::store::VmDir;
 use host::wire::Events;
 use key_protector::Protector;
@@ -184,6 +184,80 @@ fn now() -> u64 {
     u64::try_from(OffsetDateTime::now_utc().unix_timestamp()).unwrap_or_default()
 }
 
+/// The VM's shape on an RG disk, which must agree with the rest of the manifest.
+fn shape(manifest: &Manifest, path: &Path) -> Result<Shape> {
+    let path = path.display();
+    let shape: Shape = serde_json::from_str(&manifest.spec)
+        .context(Kind::BadInput, || format!("{path}: manifest: field 'spec' is not a VM specification"))
+        .or_next(|| DAMAGED.into())?;
+    let spec = &shape.spec;
+    spec.validate().context(Kind::BadInput, || format!("{path}: manifest: field 'spec'")).or_next(|| DAMAGED.into())?;
+    let same_disks = spec.disks.len() == manifest.disks.len()
+        && spec.disks.iter().zip(&manifest.disks).all(|(s, m)| s.size == m.size && s.serial == m.serial);
+    for (field, holds) in
+        [("vm_id", spec.id == manifest.vm_id), ("vm_name", spec.name == manifest.vm_name), ("disks", same_disks)]
+    {
+        if !holds {
+            return Err(Error::new(
+                Kind::BadInput,
+                format!("{path}: manifest: field '{field}' disagrees with the specification"),
+            )
+            .remedy("have the fabric admin abort and export again"));
+        }
+    }
+    Ok(shape)
+}
+
+/// Whether the file is this recovery's RG disk on its way to the garage.
+///
+/// # Errors
+/// When the file cannot be looked at.
+pub(crate) async fn is_outbound(file: &Path, recovery: Uuid) -> Result<bool> {
+    if !file.try_exists().context(Kind::Internal, || format!("cannot look at {}", file.display()))? {
+        return Ok(false);
+    }
+    let manifest = read(file).await?.raw.manifest;
+    Ok(manifest.recovery_id == recovery && manifest.direction == Direction::Outbound)
+}
+
+/// Removes what a killed run left of an RG disk that it did not complete.
+///
+/// # Errors
+/// When the file system refuses.
+pub(crate) fn discard(file: &Path) -> Result<()> {
+    container::discard(file).map_err(lift)
+}
+
+/// What a garage's host knows of the VM on an RG disk that came from another host.
+pub(crate) struct Arrived {
+    pub recovery_id: Uuid,
+    pub spec: VmSpec,
+    /// Of the RG disk, in bytes.
+    pub size: u64,
+}
+
+/// Reads an RG disk that came from another host and is to go into a garage.
+///
+/// # Errors
+/// `BadInput` for anything that is not an RG disk with its VM's disks on it, `WrongState` for one that was handed back.
+pub(crate) async fn arrived(file: &Path) -> Result<Arrived> {
+    let raw = read(file).await?.raw;
+    let manifest = &raw.manifest;
+    if manifest.direction != Direction::Outbound {
+        return Err(Error::new(Kind::WrongState, format!("{} is handed back already", file.display()))
+            .remedy("take it to the VM's host, and run there: drydock recovery reinstate VM --from FILE"));
+    }
+    if manifest.mode != Mode::Copy {
+        return Err(Error::new(Kind::BadInput, format!("{}: the VM's disks are not on it", file.display()))
+            .remedy("export it for another host: drydock recovery export VM --to-file PATH"));
+    }
+    let Shape { spec, .. } = shape(manifest, file)?;
+    Protector::parse(&manifest.protector)
+        .context(Kind::BadInput, || format!("{}: manifest: field 'protector' is not a key protector", file.display()))
+        .or_next(|| DAMAGED.into())?;
+    Ok(Arrived { recovery_id: manifest.recovery_id, spec, size: raw.layout.total() })
+}
+
 /// The RG disk that is attached to this garage.
 pub(crate) struct Device {
     device: RawDevice,
@@ -241,25 +315,7 @@ impl Device {
             return Err(Error::new(Kind::WrongState, format!("the repair of {} is finished", manifest.vm_name))
                 .remedy(format!("the fabric admin now runs: drydock recovery reinstate {}", manifest.vm_name)));
         }
-        let shape: Shape = serde_json::from_str(&manifest.spec)
-            .context(Kind::BadInput, || format!("{path}: manifest: field 'spec' is not a VM specification"))?;
-        let spec = shape.spec;
-        spec.validate().context(Kind::BadInput, || format!("{path}: manifest: field 'spec'"))?;
-        let wrong = |field: &str| {
-            Error::new(Kind::BadInput, format!("{path}: manifest: field '{field}' disagrees with the specification"))
-                .remedy("have the fabric admin abort and export again")
-        };
-        if spec.id != manifest.vm_id {
-            return Err(wrong("vm_id"));
-        }
-        if spec.name != manifest.vm_name {
-            return Err(wrong("vm_name"));
-        }
-        let same = spec.disks.len() == manifest.disks.len()
-            && spec.disks.iter().zip(&manifest.disks).all(|(s, m)| s.size == m.size && s.serial == m.serial);
-        if !same {
-            return Err(wrong("disks"));
-        }
+        let Shape { spec, generation } = shape(manifest, self.device.path())?;
         let protector = Protector::parse(&manifest.protector)
             .context(Kind::BadInput, || format!("{path}: manifest: field 'protector' is not a key protector"))?;
         let bundle = self.device.bundle().map_err(lift)?;
@@ -269,14 +325,7 @@ impl Device {
                 garage::device::check_overlay(&path, disk.size).map_err(lift)?;
             }
         }
-        Ok(Outbound {
-            recovery_id: manifest.recovery_id,
-            mode: manifest.mode,
-            spec,
-            generation: shape.generation,
-            protector,
-            bundle,
-        })
+        Ok(Outbound { recovery_id: manifest.recovery_id, mode: manifest.mode, spec, generation, protector, bundle })
     }
 
     /// Ends the repair of a disk: all of it is durable, and its digest is taken if it lies on the RG disk. One that
@@ -421,8 +470,11 @@ impl Contents {
                     .remedy("have the owner run `drydock recovery finish` in the garage"));
             }
         };
-        let shape: Shape = serde_json::from_str(&manifest.spec).context(Kind::BadInput, || bad("spec"))?;
-        let protector = Protector::parse(&manifest.protector).context(Kind::BadInput, || bad("protector"))?;
+        let again = || "it was altered or damaged after `recovery finish`; abort and start again".to_owned();
+        let shape: Shape =
+            serde_json::from_str(&manifest.spec).context(Kind::BadInput, || bad("spec")).or_next(again)?;
+        let protector =
+            Protector::parse(&manifest.protector).context(Kind::BadInput, || bad("protector")).or_next(again)?;
         Ok(Handback {
             recovery_id: manifest.recovery_id,
             mode: manifest.mode,
@@ -500,8 +552,8 @@ fn lift(error: garage::Error) -> Error {
     let (kind, remedy) = match &error {
         E::Io { .. } | E::Tool { .. } | E::ToolAnswer { .. } => (Kind::Internal, None),
         E::ToolMissing { .. } => (Kind::MissingTool, None),
-        E::Exists { .. } => (Kind::WrongState, None),
-        E::Busy { .. } => (Kind::Busy, None),
+        E::Exists { .. } => (Kind::WrongState, Some("nothing is overwritten: move the file away")),
+        E::Busy { .. } => (Kind::Busy, Some("run the command again when that has ended")),
         E::NotFound { .. } => (
             Kind::NotFound,
             Some("have the fabric admin attach it: drydock recovery export VM --to THIS-GARAGE, on the host"),

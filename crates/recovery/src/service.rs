@@ -8,22 +8,37 @@ use host::error::{Error, Kind, Result};
 use host::server::{Outcome, Service};
 use host::service::{to_value, vm_request};
 use host::wire::Events;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
-use crate::api::{GarageInfo, RecoveryRequest};
+use crate::api::{Destination, GarageInfo, RecoveryRequest};
 use crate::garage_key::GarageKey;
-use crate::{abort, commit, export, finish, import, reinstate, rollback, status};
+use crate::{abort, attach, commit, detach, export, finish, import, reinstate, rollback, status};
 
 /// An agent that knows recoveries.
 pub struct AgentService {
     agent: Arc<Agent>,
 }
 
-#[derive(Deserialize)]
+/// Everything that can be asked of the agent.
+#[derive(Debug, Serialize, Deserialize)]
 #[serde(untagged)]
-enum Request {
+pub enum Request {
     Vm(host::api::VmRequest),
     Recovery(RecoveryRequest),
+}
+
+impl Request {
+    /// Reads one line from the agent's socket.
+    ///
+    /// # Errors
+    /// `BadInput` for anything but a request that this agent knows.
+    pub fn read(line: &[u8]) -> Result<Self> {
+        serde_json::from_slice(line).map_err(|e| {
+            Error::new(Kind::BadInput, "the agent does not know this request")
+                .caused_by(&e)
+                .remedy("use a drydock command of the agent's version")
+        })
+    }
 }
 
 impl AgentService {
@@ -35,20 +50,26 @@ impl AgentService {
 
 impl Service for AgentService {
     async fn call(&self, line: &[u8], events: Events) -> Result<Outcome> {
-        let request = serde_json::from_slice(line).map_err(|e| {
-            Error::new(Kind::BadInput, "the agent does not know this request")
-                .caused_by(&e)
-                .remedy("use a drydock command of the agent's version")
-        })?;
+        let request = Request::read(line)?;
         let agent = &*self.agent;
         let value = match request {
             Request::Vm(request) => return vm_request(agent, request, &events).await,
             Request::Recovery(request) => match request {
-                RecoveryRequest::RecoveryExport { vm, garage, copy, stop, restart_garage } => {
+                RecoveryRequest::RecoveryExport { vm, to, copy, stop, restart_garage } => {
                     let mode = if copy { Mode::Copy } else { Mode::Overlay };
-                    let options = export::Options { mode, stop, restart_garage };
-                    to_value(&export::run(agent, &vm, &garage, options, &events).await?)?
+                    let report = match to {
+                        Destination::Garage(garage) => {
+                            let options = export::Options { mode, stop, restart_garage };
+                            export::run(agent, &vm, &garage, options, &events).await?
+                        }
+                        Destination::File(file) => export::file::run(agent, &vm, &file, stop, &events).await?,
+                    };
+                    to_value(&report)?
                 }
+                RecoveryRequest::RecoveryAttach { file, garage, restart_garage } => {
+                    to_value(&attach::run(agent, &file, &garage, restart_garage, &events).await?)?
+                }
+                RecoveryRequest::RecoveryDetach { vm } => to_value(&detach::run(agent, &vm, &events).await?)?,
                 RecoveryRequest::RecoveryImport { grant, grant_name, switch, hours, install } => {
                     let options = import::Options { switch, hours, install };
                     let what = grant_name.unwrap_or_else(|| "the grant".into());
@@ -58,8 +79,8 @@ impl Service for AgentService {
                 RecoveryRequest::RecoveryFinish { vm, stop } => {
                     to_value(&finish::run(agent, vm.as_deref(), stop, &events).await?)?
                 }
-                RecoveryRequest::RecoveryReinstate { vm, keep_original } => {
-                    to_value(&reinstate::run(agent, &vm, keep_original, &events).await?)?
+                RecoveryRequest::RecoveryReinstate { vm, from, keep_original } => {
+                    to_value(&reinstate::run(agent, &vm, from, keep_original, &events).await?)?
                 }
                 RecoveryRequest::RecoveryCommit { vm } => to_value(&commit::run(agent, &vm, &events).await?)?,
                 RecoveryRequest::RecoveryRollback { vm, stop } => {

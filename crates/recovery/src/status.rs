@@ -32,7 +32,11 @@ pub(crate) fn describe(journal: &Journal) -> StatusReport {
 fn sentence(journal: &Journal) -> String {
     let vm = journal.vm();
     let garage = journal.garage().unwrap_or("the garage");
+    let file = journal.file().map(|file| file.display().to_string()).unwrap_or_default();
     let done = |step| journal.done(step);
+    if done(Step::Aborted) && journal.side() == Side::GarageHost {
+        return format!("the recovery was aborted here; the RG disk of {vm} is out of {garage} and still in {file}.");
+    }
     if done(Step::Aborted) {
         return format!("the recovery was aborted; {vm} is as it was before.");
     }
@@ -54,6 +58,9 @@ fn sentence(journal: &Journal) -> String {
         Side::Host if done(Step::Swapped) => {
             format!("{vm} is back in its place but has not started; run `drydock recovery reinstate {vm}` again.")
         }
+        Side::Host if done(Step::Detached) && journal.file().is_some() => {
+            format!("{vm} is on its way back; run `drydock recovery reinstate {vm} --from FILE` again.")
+        }
         Side::Host if done(Step::Detached) => {
             format!("{vm} is on its way back; run `drydock recovery reinstate {vm}` again.")
         }
@@ -61,9 +68,30 @@ fn sentence(journal: &Journal) -> String {
             "{vm} is exported and attached to {garage}; its owner now runs `drydock recovery import` inside {garage}, \
              and when they have finished: `drydock recovery reinstate {vm}` here."
         ),
+        Side::Host if journal.is_exported() => format!(
+            "{vm} is exported to {file}; take that to the garage's host: `drydock recovery attach FILE --to VMRE` there; \
+             when its owner has finished and it is back: `drydock recovery reinstate {vm} --from FILE` here."
+        ),
+        Side::Host if journal.file().is_some() => {
+            format!("the export of {vm} is not complete; run `drydock recovery export {vm} --to-file {file}` again.")
+        }
         Side::Host => {
             format!("the export of {vm} is not complete; run `drydock recovery export {vm} --to {garage}` again.")
         }
+        Side::GarageHost if done(Step::Closed) => format!(
+            "{vm} is handed back in {file}; take that to the host of {vm} and run \
+             `drydock recovery reinstate {vm} --from FILE` there."
+        ),
+        Side::GarageHost if done(Step::TakenOut) => {
+            format!("the RG disk of {vm} is out of {garage}; run `drydock recovery detach {vm}` again.")
+        }
+        Side::GarageHost if done(Step::PluggedIn) => format!(
+            "{vm} is attached to {garage}; its owner now runs `drydock recovery import` inside {garage}, and when they \
+             have finished: `drydock recovery detach {vm}` here."
+        ),
+        Side::GarageHost => format!(
+            "the RG disk of {vm} is not attached yet; run `drydock recovery attach {file} --to {garage}` again."
+        ),
         Side::Garage if done(Step::Closed) => format!(
             "{vm} is handed back and the recovery key destroyed; the fabric admin now runs `drydock recovery reinstate {vm}`."
         ),

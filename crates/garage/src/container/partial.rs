@@ -20,9 +20,7 @@ impl Partial {
         if target.symlink_metadata().is_ok() {
             return Err(Error::Exists { path: target.to_owned() });
         }
-        let mut name = target.as_os_str().to_owned();
-        name.push(".partial");
-        let path = PathBuf::from(name);
+        let path = beside(target);
         let mode = Mode::RUSR | Mode::WUSR;
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file: File =
@@ -57,6 +55,21 @@ impl Partial {
         // Targets are absolute paths of files, so there is a parent.
         let parent = self.target.parent().unwrap_or(Path::new("/"));
         File::open(parent).and_then(|parent| parent.sync_all()).map_err(Error::io(parent, "make durable"))
+    }
+}
+
+fn beside(target: &Path) -> PathBuf {
+    let mut name = target.as_os_str().to_owned();
+    name.push(".partial");
+    PathBuf::from(name)
+}
+
+/// Removes what a killed run left of `target`.
+pub(super) fn discard(target: &Path) -> Result<()> {
+    let path = beside(target);
+    match fault::write().and_then(|()| fs::remove_file(&path)) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::io(&path, "remove")(error)),
+        _ => Ok(()),
     }
 }
 

@@ -126,6 +126,27 @@ impl Error {
         }
     }
 
+    /// Nothing came back: what is asked is out of reach, and has decided nothing.
+    #[must_use]
+    pub fn is_silence(&self) -> bool {
+        matches!(self, Error::Unreachable { .. } | Error::TimedOut { .. })
+    }
+
+    /// The service itself said no: to this host, or to this key protector.
+    #[must_use]
+    pub fn is_verdict(&self) -> bool {
+        matches!(
+            self,
+            Error::NotRegistered { .. }
+                | Error::Insecure { .. }
+                | Error::TpmRefused { .. }
+                | Error::EventLog { .. }
+                | Error::HealthCertificate { .. }
+                | Error::Protector { .. }
+                | Error::Wrapping { .. }
+        )
+    }
+
     /// Which checks failed (AttestationSubStatus).
     #[must_use]
     pub fn sub_statuses(&self) -> &[SubStatus] {

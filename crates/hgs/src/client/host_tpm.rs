@@ -1,5 +1,7 @@
 //! This host's TPM, through Debian's tpm2-tools. Everything is a file in a private folder that goes when this does;
-//! none of it is secret for long: the one secret is the service's, for one challenge.
+//! none of it is secret for long: the one secret is the service's, for one challenge. What is sealed goes through pipes.
+
+mod seal;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,8 +10,14 @@ use std::time::Duration;
 
 use attestation::tpm::{EkPublic, MAX_LOG, QUOTED};
 use tempfile::TempDir;
+use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
+use zeroize::Zeroizing;
 
+pub use seal::{Counter, Sealed};
+
+/// Where the tools are looked for: never where the caller's environment says.
+const PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
 /// A hardware TPM takes up to half a minute for an RSA key.
 const DEADLINE: Duration = Duration::from_secs(120);
 /// Far above anything the tools write for us.
@@ -34,6 +42,8 @@ pub enum TpmError {
     TooLarge { path: PathBuf },
     #[error("the TPM has no endorsement key of the default template")]
     EndorsementKey(#[source] attestation::Error),
+    #[error("something that is not ours is at the TPM's NV index {index}")]
+    ForeignCounter { index: String },
 }
 
 type Result<T> = std::result::Result<T, TpmError>;
@@ -134,17 +144,32 @@ struct Tools<'a> {
 
 impl Tools<'_> {
     async fn run(&self, tool: &'static str, arguments: &[&str]) -> Result<()> {
+        self.pipe(tool, arguments, &[]).await.map(drop)
+    }
+
+    /// Gives the tool `input`, a few bytes, and returns what it says.
+    async fn pipe(&self, tool: &'static str, arguments: &[&str], input: &[u8]) -> Result<Zeroizing<Vec<u8>>> {
         let mut command = Command::new(tool);
-        command.args(arguments).current_dir(self.folder).stdin(Stdio::null()).kill_on_drop(true);
+        command.env("PATH", PATH);
+        command.args(arguments).current_dir(self.folder).kill_on_drop(true);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         if let Some(tcti) = self.tcti {
             command.env("TPM2TOOLS_TCTI", tcti);
         }
         // The tools' libraries log to the standard error in colours and many lines.
         command.env("TSS2_LOG", "all+NONE");
-        let output = tokio::time::timeout(DEADLINE, command.output()).await.map_err(|_| TpmError::TimedOut { tool })?;
+        let mut child = command.spawn().map_err(|source| TpmError::NoTool { tool, source })?;
+        let talk = async {
+            if let Some(mut pipe) = child.stdin.take() {
+                // A tool that failed before it read says why itself.
+                let _ = pipe.write_all(input).await;
+            }
+            child.wait_with_output().await
+        };
+        let output = tokio::time::timeout(DEADLINE, talk).await.map_err(|_| TpmError::TimedOut { tool })?;
         let output = output.map_err(|source| TpmError::NoTool { tool, source })?;
         if output.status.success() {
-            return Ok(());
+            return Ok(Zeroizing::new(output.stdout));
         }
         let text = String::from_utf8_lossy(&output.stderr);
         let message = text.lines().next().unwrap_or("without a word").chars().take(200).collect();

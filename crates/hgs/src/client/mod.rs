@@ -18,7 +18,7 @@ use time::OffsetDateTime;
 use tokio::sync::OnceCell;
 
 pub use error::{Error, Result};
-pub use host_tpm::{HostTpm, KERNEL_LOG, TpmError};
+pub use host_tpm::{Counter, HostTpm, KERNEL_LOG, Sealed, TpmError};
 pub use status::{Status, SubStatus};
 
 use crate::kps::ApiVersion;

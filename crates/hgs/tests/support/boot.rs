@@ -136,6 +136,15 @@ impl Machine {
             .success()
     }
 
+    /// What one of them says.
+    pub fn says(&self, tool: &str, arguments: &[&str]) -> String {
+        let mut command = Command::new(tool);
+        command.args(arguments).env("TPM2TOOLS_TCTI", &self.tcti).env("TSS2_LOG", "all+NONE");
+        let output = command.output().expect("tpm2-tools is a package of Debian");
+        assert!(output.status.success(), "{tool}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
     fn answers(&mut self) -> bool {
         let deadline = Instant::now() + Duration::from_secs(20);
         while Instant::now() < deadline {

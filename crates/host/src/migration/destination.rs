@@ -19,7 +19,7 @@ use uuid::Uuid;
 use super::channel::{self, Channel, unexpected};
 use super::messages::{Hello, Message, Purpose};
 use super::offer::{self, Offer};
-use crate::agent::{Agent, Live, VmLock};
+use crate::agent::{Agent, Live, VmLock, not_started};
 use crate::error::{Context, Error, Kind, Next, Result};
 use crate::holder::in_the_name_of;
 use crate::image;
@@ -187,7 +187,7 @@ impl Destination {
         self.open(Session { migration: offer.migration, key, joining, outcome })?;
         let options = StartOptions { console: record.policy == Policy::EncryptionSupported, ..options };
         let arriving = Arriving { vm, spec, rolled, record, options, generation: offer.generation };
-        let taken = arriving.run(control, joined).await;
+        let taken = arriving.run(&self.agent, control, joined).await;
         ended.send_replace(Some(taken.clone()));
         taken?;
         // The VM is here; a source that does not hear it asks again.
@@ -250,7 +250,12 @@ struct Arriving {
 }
 
 impl Arriving {
-    async fn run(mut self, control: &mut Channel, joined: mpsc::Receiver<(Purpose, Channel)>) -> Result<()> {
+    async fn run(
+        mut self,
+        agent: &Agent,
+        control: &mut Channel,
+        joined: mpsc::Receiver<(Purpose, Channel)>,
+    ) -> Result<()> {
         let dir = self.vm.dir().clone();
         let mut leaving = Leaving { dir: &dir, logs: &self.options.log_dir.clone(), stays: false };
         let running = self.prepare().await?;
@@ -261,8 +266,9 @@ impl Arriving {
             return Err(error);
         }
         leaving.stays = true;
-        let live = Live::new(running, &self.spec, &self.record, &self.rolled.egress, self.options.accel.clone());
-        self.vm.set_live(live);
+        let accel = self.options.accel.clone();
+        self.vm.set_live(Live::new(running, &self.spec, &self.record, &self.rolled.egress, accel, false));
+        agent.keep_offline_key(&dir, &self.spec, &self.rolled).await;
         Ok(())
     }
 
@@ -284,7 +290,7 @@ impl Arriving {
         dir.write_protector(self.record.generation, &self.rolled.egress_protector)?;
         Running::incoming(&self.spec, &slot, &self.rolled.egress, &self.record, self.options.clone())
             .await
-            .context(Kind::Internal, || format!("QEMU does not take {name}"))
+            .map_err(|error| not_started(name, &error))
     }
 
     fn next(&self) -> Result<u64> {
@@ -317,7 +323,7 @@ impl Arriving {
             Message::Run => {}
             other => return Err(unexpected(&other)),
         }
-        running.go_on().await.context(Kind::Internal, || "the guest does not go on".into())?;
+        running.go_on().await.map_err(|error| not_started(dir.name(), &error))?;
         let slot = dir.slot(self.record.generation);
         machine::state::settle(&slot).context(Kind::Internal, || format!("{} is not whole", slot.display()))?;
         dir.switch_spec()?;
@@ -388,7 +394,7 @@ async fn clear(dir: &VmDir) -> Result<()> {
     }
     if let Some(arrival) = arrival
         && let Some(pid) =
-            machine::find_incoming(arrival.vm_id, &dir.slot(arrival.generation).join(machine::state::VARS))
+            machine::find_qemu_with(arrival.vm_id, &dir.slot(arrival.generation).join(machine::state::VARS))
     {
         machine::end_orphan(pid)
             .await

@@ -79,6 +79,10 @@ impl Agent {
         }
         events.say("remove", format!("{name} runs on {to}; removing it here"));
         vm.stop(true, events).await?;
+        self.forget_offline_key(vm.dir()).await.map_err(|error| {
+            let message = format!("{name} runs on {to}, and is not removed here yet: {}", error.message);
+            Error { message, ..error }.remedy(format!("drydock vm delete {name}, here"))
+        })?;
         vm.dir().remove()?;
         let _ = std::fs::remove_dir_all(self.store().logs(&name));
         Ok(())

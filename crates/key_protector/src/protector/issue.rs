@@ -2,7 +2,7 @@
 
 use time::OffsetDateTime;
 
-use super::{MAX_WRAPPINGS, Parts, Protector, Recipient, Wrapping, verify};
+use super::{MAX_OFFLINE_UNWRAPS, MAX_WRAPPINGS, Parts, Protector, Recipient, Wrapping, verify};
 use crate::certificate::Role;
 use crate::error::{Error, Result};
 use crate::guardian::{Guardian, GuardianPublic, wrap};
@@ -21,7 +21,7 @@ pub struct Rolled {
 
 impl Protector {
     /// A protector of a new transport key for `owner` and `guardians`, whose signing certificates
-    /// `owner` signs. It allows no offline unwrapping.
+    /// `owner` signs. It allows no offline unwrapping; see [`Protector::allow_offline`].
     ///
     /// # Errors
     /// A guardian whose role or lifetime does not permit it, two guardians with the same key, or
@@ -55,6 +55,20 @@ impl Protector {
         let mut recipients = self.recipients(|_| true);
         recipients.push(certify(owner, to, self.owner, now)?);
         self.issue_again(&recipients, &key, (self.owner, owner), now)
+    }
+
+    /// The same transport key for the same guardians, with another `MaxOfflineUnwraps`. Only the owner can do this.
+    ///
+    /// # Errors
+    /// [`Error::TooManyOfflineUnwraps`] above [`MAX_OFFLINE_UNWRAPS`]; those of [`Protector::open`];
+    /// [`Error::NotOwner`].
+    pub fn allow_offline(&self, owner: &Guardian, unwraps: u32, now: OffsetDateTime) -> Result<Self> {
+        if unwraps > MAX_OFFLINE_UNWRAPS {
+            return Err(Error::TooManyOfflineUnwraps { limit: MAX_OFFLINE_UNWRAPS });
+        }
+        self.check_owner(owner)?;
+        let key = self.open(owner, now)?;
+        issue(&self.recipients(|_| true), &key, (self.owner, owner), unwraps, now)
     }
 
     /// Takes the guardian with this certificate out, together with every guardian that it has

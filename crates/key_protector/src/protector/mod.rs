@@ -42,6 +42,8 @@ pub use issue::Rolled;
 pub const MAX_DOCUMENT: usize = 1024 * 1024;
 /// The largest number of wrappings in a protector.
 pub const MAX_WRAPPINGS: usize = 64;
+/// The largest `MaxOfflineUnwraps` that an owner can give; a host takes a larger one for this.
+pub const MAX_OFFLINE_UNWRAPS: u32 = 32;
 
 /// The transport key, encrypted for one guardian (MS-KPS 2.2.2.4).
 #[derive(Clone, Debug)]

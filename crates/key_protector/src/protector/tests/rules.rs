@@ -328,6 +328,30 @@ fn offline_unwraps_are_carried_along() {
 }
 
 #[test]
+fn only_the_owner_allows_offline_unwraps() {
+    let (none, key) = protector(&[fabric(), recovery()]);
+    let some = none.allow_offline(owner(), MAX_OFFLINE_UNWRAPS, NOW).unwrap();
+    assert_eq!(some.max_offline_unwraps(), MAX_OFFLINE_UNWRAPS);
+    assert_eq!(some.wrappings().len(), none.wrappings().len());
+    for by in [owner(), fabric(), recovery()] {
+        assert_eq!(some.open(by, NOW).unwrap().expose(), key.expose());
+        if by.public().name() != owner().public().name() {
+            assert_eq!(refusal(some.allow_offline(by, 1, NOW)), "not-owner");
+        }
+    }
+    assert_eq!(refusal(none.allow_offline(owner(), MAX_OFFLINE_UNWRAPS + 1, NOW)), "too-many-offline-unwraps");
+    // It can be taken back, and stays through everything else that makes protectors.
+    assert_eq!(some.allow_offline(owner(), 0, NOW).unwrap().max_offline_unwraps(), 0);
+    let other = guardian("other-fabric", Role::Fabric);
+    let granted = some.grant(owner(), other.public(), NOW).unwrap();
+    let (_, revoked, _) = granted.revoke(owner(), &other.public().signing().fingerprint(), NOW).unwrap();
+    let rolled = revoked.roll(fabric(), &[], NOW).unwrap().egress_protector;
+    for protector in [granted, revoked, rolled] {
+        assert_eq!(protector.max_offline_unwraps(), MAX_OFFLINE_UNWRAPS);
+    }
+}
+
+#[test]
 fn rsa_pss_signatures_are_accepted() {
     // A guardian who signs with RSA, which ours never do: both certificates for one key.
     let key = guardian("rsa-fabric", Role::Fabric);

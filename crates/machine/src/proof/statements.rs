@@ -1,0 +1,147 @@
+//! What is said of every VM, and whether it holds for this one.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use super::process::{Capabilities, Kind, ProcessProof};
+use super::{Proof, Subject};
+use crate::{qemu, user, view};
+
+/// One sentence and whether it is true.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Statement {
+    pub subject: String,
+    pub statement: String,
+    pub holds: bool,
+    /// A start that finds it false ends the VM again.
+    pub required: bool,
+    /// What contradicts it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub but: Vec<String>,
+}
+
+impl fmt::Display for Statement {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.subject, self.statement)?;
+        if self.but.is_empty() { Ok(()) } else { write!(f, ", but {}", self.but.join(", ")) }
+    }
+}
+
+/// Devices that a VM may have.
+const DEVICES: [&str; 5] = ["pcie-root-port", "virtio-blk-pci", "virtio-net-pci", "virtio-rng-pci", "tpm-crb"];
+/// And one with a console.
+const SERIAL: &str = "isa-serial";
+
+/// Contradictions make a statement false.
+fn statement(subject: &str, statement: &str, required: bool, but: Vec<String>) -> Statement {
+    Statement { subject: subject.into(), statement: statement.into(), holds: but.is_empty(), required, but }
+}
+
+pub(super) fn all(proof: &Proof, subject: &Subject) -> Vec<Statement> {
+    let mut all = Vec::new();
+    for (name, process) in [("QEMU", &proof.qemu), ("swtpm", &proof.swtpm)] {
+        all.extend(of_process(name, process));
+    }
+    all.extend(of_machine(proof, subject));
+    all
+}
+
+fn of_process(name: &str, process: &ProcessProof) -> Vec<Statement> {
+    let of_kind = |kind: Kind| {
+        process.descriptors.iter().filter(move |d| d.kind == kind).map(|d| d.target.clone()).collect::<Vec<_>>()
+    };
+    let unless = |holds: bool, but: &dyn Fn() -> String| if holds { Vec::new() } else { vec![but()] };
+    let root = rustix::process::geteuid().is_root();
+    let (uids, gids) = (&process.uids, [&process.gids[..], &process.groups].concat());
+    let reserved = !uids.is_empty() && uids.iter().all(|uid| *uid >= user::FIRST);
+    let others = process.same_user.iter().map(|pid| format!("process {pid} has it"));
+    vec![
+        statement(name, "no listening socket", true, of_kind(Kind::ListeningSocket)),
+        statement(name, "no network socket", true, of_kind(Kind::NetworkSocket)),
+        statement(name, "no socket with a name", true, of_kind(Kind::NamedSocket)),
+        statement(
+            name,
+            "a seccomp filter on every thread",
+            true,
+            unless(process.seccomp == 2, &|| format!("mode {}", process.seccomp)),
+        ),
+        statement(
+            name,
+            "no new privileges on every thread",
+            true,
+            unless(process.no_new_privs, &|| "they can be gained".into()),
+        ),
+        statement(
+            name,
+            "no capability",
+            true,
+            unless(process.capabilities == Capabilities::default(), &|| format!("{:x?}", process.capabilities)),
+        ),
+        statement(
+            name,
+            "no core dump",
+            true,
+            unless(process.core_limit == Some(0), &|| format!("the limit is {:?}", process.core_limit)),
+        ),
+        statement(
+            name,
+            "a user of its own",
+            root,
+            unless(reserved, &|| format!("its users are {uids:?}")).into_iter().chain(others).collect(),
+        ),
+        statement(
+            name,
+            "not in root's group",
+            root,
+            unless(!gids.contains(&0), &|| format!("its groups are {gids:?}")),
+        ),
+        statement(
+            name,
+            "a view of its own, without people's, services' and other VMs' files",
+            view::offered(),
+            unless(process.private_view, &|| "it has the agent's".into())
+                .into_iter()
+                .chain(process.sees.iter().map(|folder| format!("it sees {}", folder.display())))
+                .collect(),
+        ),
+        statement(
+            name,
+            "nothing of it in swap",
+            false,
+            unless(process.swapped == 0, &|| format!("{} bytes are", process.swapped)),
+        ),
+    ]
+}
+
+fn of_machine(proof: &Proof, subject: &Subject) -> Vec<Statement> {
+    let name = "the machine";
+    let channels = qemu::chardevs(subject.console);
+    let only = format!("no channels but {}", channels.join(", "));
+    let others = proof.chardevs.iter().map(|c| &c.label).filter(|label| !channels.contains(&label.as_str()));
+    let foreign = proof.devices.iter().filter(|device| {
+        let known = DEVICES.contains(&device.driver.as_str()) || (subject.console && device.driver == SERIAL);
+        !known
+    });
+    let written = proof.qemu.descriptors.iter().filter(|descriptor| {
+        let stored = matches!(descriptor.kind, Kind::File | Kind::BlockDevice) && descriptor.writable;
+        stored && !descriptor.file.is_some_and(|file| subject.written.contains(&file))
+    });
+    vec![
+        statement(name, &only, true, others.cloned().collect()),
+        statement(
+            name,
+            "no devices but disks, network cards, vTPM and random numbers",
+            true,
+            foreign.map(|device| format!("{} {}", device.driver, device.id)).collect(),
+        ),
+        statement(
+            name,
+            "no file open for writing but its own variables and disks",
+            true,
+            written.map(|descriptor| descriptor.target.clone()).collect(),
+        ),
+        statement(name, "no disk served to others", true, proof.exports.clone()),
+    ]
+}

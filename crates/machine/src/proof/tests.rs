@@ -1,0 +1,135 @@
+//! Differences are planted in real processes, and must be told.
+#![allow(clippy::unwrap_used)]
+
+use std::ffi::OsString;
+use std::net::TcpListener;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::{UnixListener, UnixStream as StdStream};
+
+use tokio::net::UnixStream;
+
+use super::*;
+use crate::process::{Process, Program, QEMU, Rights};
+use crate::user::Pair;
+
+const QMP: i32 = 3;
+const EXTRA: i32 = 4;
+const SANDBOX: &str = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny";
+
+/// A QEMU without firmware or guest; swtpm's part is played by the same process.
+struct Trial {
+    qemu: Process,
+    qmp: Qmp,
+}
+
+impl Trial {
+    async fn start(more: &[&str], extra: Option<OwnedFd>, rights: Option<Rights<'_>>) -> Self {
+        let (ours, theirs) = StdStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        let mut args: Vec<OsString> =
+            ["-M", "q35", "-nodefaults", "-no-user-config", "-display", "none", "-S"].map(Into::into).to_vec();
+        args.extend(["-chardev", "socket,id=qmp,fd=3", "-mon", "chardev=qmp,mode=control"].map(OsString::from));
+        args.extend(more.iter().map(OsString::from));
+        let mut fds: Vec<(OwnedFd, i32)> = vec![(theirs.into(), QMP)];
+        fds.extend(extra.map(|descriptor| (descriptor, EXTRA)));
+        let qemu = Program { name: QEMU, rights, args, fds, current_dir: None, log: None }.spawn().unwrap();
+        let qmp = Qmp::connect(UnixStream::from_std(ours).unwrap()).await.unwrap();
+        Self { qemu, qmp }
+    }
+
+    async fn proof(&self) -> Proof {
+        let pid = self.qemu.child.id().unwrap();
+        let subject = Subject {
+            qemu: pid,
+            swtpm: pid,
+            policy: Policy::Shielded,
+            console: false,
+            written: Vec::new(),
+            hidden: crate::view::HIDDEN.map(PathBuf::from).to_vec(),
+        };
+        take(&self.qmp, &subject, true).await.unwrap()
+    }
+
+    /// The required statements that do not hold, without those that two roles of one process break.
+    async fn broken(&self) -> Vec<String> {
+        let proof = self.proof().await;
+        let broken = |s: &&Statement| s.required && !s.holds && s.subject != "swtpm";
+        proof.holds.iter().filter(broken).map(ToString::to_string).collect()
+    }
+}
+
+fn confined() -> Rights<'static> {
+    Rights { user: Pair::of(uuid::Uuid::new_v4()).unwrap().qemu, kvm: false, hidden: &[] }
+}
+
+#[tokio::test]
+async fn what_is_as_it_should_be_is_said_to_be_so() {
+    let trial = Trial::start(&["-sandbox", SANDBOX], None, Some(confined())).await;
+    assert_eq!(trial.broken().await, Vec::<String>::new());
+    let proof = trial.proof().await;
+    proof.require().unwrap();
+    assert_eq!(proof.qemu.program_sha256.map(|digest| digest.len()), Some(64));
+    assert_eq!(proof.accelerator, "tcg");
+}
+
+#[tokio::test]
+async fn planted_descriptors_are_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let unix = UnixListener::bind(dir.path().join("socket")).unwrap();
+    let named = StdStream::connect(dir.path().join("socket")).unwrap();
+    let (accepted, _) = unix.accept().unwrap();
+    let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
+    let path = dir.path().join("file");
+    let file = std::fs::File::create(&path).unwrap();
+    let read_only = std::fs::File::open(&path).unwrap();
+    let plants: [(OwnedFd, &str); 5] = [
+        (unix.into(), "no listening socket"),
+        (accepted.into(), "no socket with a name"),
+        (tcp.into(), "no network socket"),
+        (file.into(), "no file open for writing"),
+        (read_only.into(), ""),
+    ];
+    for (plant, told) in plants {
+        let trial = Trial::start(&["-sandbox", SANDBOX], Some(plant), Some(confined())).await;
+        let broken = trial.broken().await;
+        // The last one is the control: a descriptor that is no way in.
+        assert_eq!(broken.len(), usize::from(!told.is_empty()), "{told}: {broken:?}");
+        assert!(broken.iter().all(|b| b.contains(told)), "{told}: {broken:?}");
+        assert!(trial.proof().await.qemu.descriptors.iter().any(|d| d.number == EXTRA as u32));
+    }
+    drop(named);
+}
+
+#[tokio::test]
+async fn planted_devices_and_channels_are_told() {
+    let plants = [
+        (["-chardev", "null,id=debug"], "no channels but tpm0, qmp, but debug"),
+        (["-device", "isa-debug-exit,id=way-out"], "isa-debug-exit way-out"),
+        (["-device", "VGA,id=screen"], "VGA screen"),
+        (["-device", "virtio-rng-pci"], ""),
+    ];
+    for (plant, told) in plants {
+        let args = [&["-sandbox", SANDBOX][..], &plant].concat();
+        let broken = Trial::start(&args, None, Some(confined())).await.broken().await;
+        assert_eq!(broken.len(), usize::from(!told.is_empty()), "{told}: {broken:?}");
+        assert!(broken.iter().all(|b| b.contains(told)), "{told}: {broken:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_qemu_that_is_not_confined_is_refused() {
+    let trial = Trial::start(&[], None, None).await;
+    let broken = trial.broken().await.join("\n");
+    for missing in ["seccomp", "new privileges", "no capability", "a user of its own", "root's group", "a view"] {
+        assert!(broken.contains(missing), "{missing} not in {broken}");
+    }
+    let refused = trial.proof().await.require().unwrap_err();
+    assert!(matches!(refused, Error::Exposed { .. }));
+    // Two VMs must not share a user: each can read the other's memory then.
+    let rights = confined();
+    let first = Trial::start(&["-sandbox", SANDBOX], None, Some(rights)).await;
+    assert_eq!(first.broken().await, Vec::<String>::new());
+    let second = Trial::start(&["-sandbox", SANDBOX], None, Some(rights)).await;
+    let told = first.broken().await;
+    assert!(told.len() == 1 && told[0].contains(&second.qemu.child.id().unwrap().to_string()), "{told:?}");
+}
