@@ -44,12 +44,13 @@ fuzz: bootstrap
 
 # Every row of docs/threat-model.md that needs real processes. Ends with `N passed, N failed`.
 test-attacks: build images
-	@cargo test --quiet --package drydock-tests --locked --test attacks
+	@cargo test --quiet --workspace --locked --test attacks
 
-# All other targets of the bench, by their files.
+# All other targets of the bench, by their files. Of the whole workspace, so that nothing is built a second time for another
+# set of features.
 e2e: build images
-	cargo test --package drydock-tests --locked --lib --bins \
-		$(patsubst tests/tests/%.rs,--test %,$(wildcard tests/tests/*.rs)) -- --nocapture --test-threads 1
+	cargo test --workspace --locked $(patsubst tests/tests/%.rs,--test %,$(wildcard tests/tests/*.rs)) -- \
+		--nocapture --test-threads 1
 
 # What the Host Guardian Service does in a second, beside openssl's private-key operations in the same run.
 bench-hgs: bootstrap

@@ -2,7 +2,7 @@
 //! it, with a control that shows that the attempt would have worked without the protection.
 //!
 //! A group is a file with rows and a `run`. To add one: the file, and its two lines here. `make test-attacks` runs all;
-//! `cargo test --test attacks WORD` those with the word in their names.
+//! `cargo test --workspace --test attacks WORD` those with the word in their names.
 
 mod at_rest;
 mod console;
