@@ -28,7 +28,8 @@ impl Running {
         Ok(())
     }
 
-    /// Takes memory and devices from `channel`. At the end the guest is complete, and paused.
+    /// Takes memory and devices from `channel`. At the end the guest is complete, and paused, and QEMU keeps nothing of
+    /// its disks in caches of its own.
     ///
     /// # Errors
     /// [`crate::Error::Migration`] or [`crate::Error::Ended`] with QEMU's reason: nothing can be done with it any more.
@@ -36,7 +37,9 @@ impl Running {
         self.qmp().get_fd(CHANNEL, channel).await?;
         self.set_capabilities(&["events"]).await?;
         self.qmp().execute(Command::MigrateIncoming, json!({"uri": format!("fd:{CHANNEL}")})).await?;
-        self.migration_until("completed", &mut |_, _| ()).await
+        self.migration_until("completed", &mut |_, _| ()).await?;
+        // It is stopped already; but each time it is told to, QEMU flushes all images.
+        self.qmp().execute(Command::Stop, json!({})).await.map(drop)
     }
 
     /// Lets the guest go on, when what every start insists on holds.

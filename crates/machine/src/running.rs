@@ -583,7 +583,7 @@ fn launch(what: &What<'_>, users: Pair, disks: Vec<CheckedDisk>, taps: &[String]
 }
 
 /// A socket pair without a name in any file system: our end, and the one to pass on.
-pub(crate) fn our_pair() -> Result<(UnixStream, StdStream)> {
+fn our_pair() -> Result<(UnixStream, StdStream)> {
     let (ours, theirs) = StdStream::pair().map_err(Error::system("make a socket pair"))?;
     ours.set_nonblocking(true).map_err(Error::system("set up a socket"))?;
     let ours = UnixStream::from_std(ours).map_err(Error::system("set up a socket"))?;
