@@ -46,8 +46,13 @@ impl Needles {
 
     /// The key and those made from it, raw and as text.
     fn add(&mut self, key: &TransportKey) {
-        let derived =
-            [machine::record::LABEL, machine::state::VARS_LABEL, "drydock/vtpm/v1", "transport-key-signature"];
+        let derived = [
+            machine::record::LABEL,
+            machine::state::VARS_LABEL,
+            "drydock/vtpm/v1",
+            "drydock/migration/v1",
+            "transport-key-signature",
+        ];
         let mut raw = vec![key.expose().to_vec()];
         raw.extend(derived.iter().map(|label| key.derive(label).expose().to_vec()));
         for bytes in raw {

@@ -26,7 +26,10 @@ impl Netns {
         ip(&["netns", "add", &name])?;
         let ns = Netns(name);
         ip(&["-n", &ns.0, "link", "set", "lo", "up"])?;
-        ip(&["-n", &ns.0, "link", "add", SWITCH, "type", "bridge"])?;
+        // An address of its own: otherwise it changes with every port, and the other hosts look for the old one.
+        let host = address.rsplit('.').next().and_then(|last| last.parse::<u8>().ok()).unwrap_or_default();
+        let mac = format!("52:54:00:77:00:{host:02x}");
+        ip(&["-n", &ns.0, "link", "add", SWITCH, "address", &mac, "type", "bridge"])?;
         ip(&["-n", &ns.0, "addr", "add", &format!("{address}/24"), "dev", SWITCH])?;
         ip(&["-n", &ns.0, "link", "set", SWITCH, "up"])?;
         Ok(ns)
@@ -154,6 +157,12 @@ impl Host {
     pub fn start_agent_offline(&mut self) -> Result<()> {
         let url = self.hgs.url.clone();
         self.run_agent(&[&url], &["--offline"], &[])
+    }
+
+    /// Taking migrations on this address and port, with further options.
+    pub fn start_agent_taking(&mut self, migrations: &str, more: &[&str]) -> Result<()> {
+        let url = self.hgs.url.clone();
+        self.run_agent(&[&url], &[&["--migration-listen", migrations], more].concat(), &[])
     }
 
     fn run_agent(&mut self, nodes: &[&str], more: &[&str], variables: &[(&str, &str)]) -> Result<()> {

@@ -2,6 +2,7 @@
 //! when any of them survives.
 
 pub mod blank;
+pub mod capture;
 pub mod console;
 pub mod denial;
 pub mod garage;

@@ -126,6 +126,22 @@ pub(crate) enum Vm {
         #[arg(long)]
         yes: bool,
     },
+    /// Move a running VM to another guarded host, its disks and its vTPM with it, while it runs.
+    ///
+    /// Both hosts must get the VM's key from the Host Guardian Service. Until the VM is handed over it runs on here,
+    /// whatever happens.
+    Migrate {
+        name: String,
+        /// Where the other host's agent takes migrations: HOST:PORT.
+        #[arg(long, required_unless_present = "take_back")]
+        to: Option<String>,
+        /// After a hand-over that the other host did not confirm: the VM is not there and never will be.
+        #[arg(long, conflicts_with = "to")]
+        take_back: bool,
+        /// Do not ask.
+        #[arg(long, requires = "take_back")]
+        yes: bool,
+    },
     /// Connect to the serial console (leave with Ctrl-]); refused for a shielded VM.
     Console { name: String },
 }
@@ -698,6 +714,9 @@ pub(crate) enum Host {
         /// and start those VMs with them while no Host Guardian Service answers.
         #[arg(long, requires = "hgs")]
         offline: bool,
+        /// Take VMs that other hosts of this fabric migrate here, on this address and port.
+        #[arg(long, value_name = "ADDRESS:PORT", conflicts_with = "local")]
+        migration_listen: Option<SocketAddr>,
     },
 }
 

@@ -1,6 +1,7 @@
 //! `drydock host …`
 
 use std::io::Write;
+use std::net::SocketAddr;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -10,6 +11,7 @@ use hgs::client::{HostTpm, KERNEL_LOG};
 use host::Agent;
 use host::error::{Context, Error, Kind, Next, Result};
 use host::keys::{Guarded, HostProof, KeySource, LocalGuardians};
+use host::migration::Destination;
 use host::store::Store;
 use host::wire::Events;
 use machine::accel::{Accel, Chooser};
@@ -37,7 +39,7 @@ pub(crate) fn run(command: Host, socket: &Path, out: &Output) -> Result<()> {
                 Ok(())
             })
         }
-        Host::Serve { service, local, accel, offline } => {
+        Host::Serve { service, local, accel, offline, migration_listen } => {
             let store = Store::open(&service.store)?;
             let runtime = runtime()?;
             let keys = if local {
@@ -51,7 +53,7 @@ pub(crate) fn run(command: Host, socket: &Path, out: &Output) -> Result<()> {
             }));
             let verdict = accel.last();
             out.note(&format!("accelerator: {} ({})", verdict.accel, verdict.reason));
-            runtime.block_on(serve(Agent::new(store, keys, accel), socket, out))
+            runtime.block_on(serve(Agent::new(store, keys, accel), socket, migration_listen, out))
         }
     }
 }
@@ -143,11 +145,19 @@ fn load_host_key(store: &Store) -> Result<HostKey> {
     HostKey::from_pem(text).context(Kind::BadInput, || format!("{} is not a host key", path.display()))
 }
 
-async fn serve(agent: Agent, socket: &Path, out: &Output) -> Result<()> {
+async fn serve(agent: Agent, socket: &Path, migrations: Option<SocketAddr>, out: &Output) -> Result<()> {
     let agent = Arc::new(agent);
+    let mut arriving = tokio::task::JoinSet::new();
+    if let Some(address) = migrations {
+        let destination = Destination::bind(Arc::clone(&agent), address).await?;
+        out.note(&format!("taking migrations on {}", destination.address()?));
+        arriving.spawn(destination.serve());
+    }
     let service = Arc::new(AgentService::new(Arc::clone(&agent)));
     let ready = || out.note(&format!("listening on {}", socket.display()));
     host::server::serve(socket, service, ready, shutdown()?).await?;
+    // What has not arrived is removed, and goes on where it was.
+    arriving.shutdown().await;
     out.note("shutting the VMs down");
     let (sender, mut reports) = tokio::sync::mpsc::channel(64);
     tokio::spawn(async move { while reports.recv().await.is_some() {} });

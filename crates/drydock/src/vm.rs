@@ -54,6 +54,17 @@ pub(crate) fn run(command: Vm, socket: &Path, out: &Output) -> Result<()> {
             out.result(&value, || format!("{name} is deleted"));
             Ok(())
         }
+        Vm::Migrate { name, to: Some(to), .. } => {
+            let value = call(socket, &VmRequest::VmMigrate { name: name.clone(), to: to.clone() }, out)?;
+            out.result(&value, || format!("{name} runs on {to}"));
+            Ok(())
+        }
+        Vm::Migrate { name, to: None, yes, .. } => {
+            if !yes {
+                keyring::confirm(&format!("Is it certain that {name} does not run on the other host?"))?;
+            }
+            show(&call(socket, &VmRequest::VmTakeBack { name }, out)?, out)
+        }
         Vm::Console { name } => console(&name, socket, out),
     }
 }
@@ -201,6 +212,9 @@ fn describe(vm: &VmStatus) -> String {
     }
     if let Some(hold) = &vm.recovery {
         text += &format!("  recovery    {}: {}\n", hold.recovery_id, hold.reason);
+    }
+    if let Some(handed_over) = &vm.handed_over {
+        text += &format!("  handed over to {}, and may run there\n", handed_over.to);
     }
     text
 }

@@ -5,8 +5,8 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use key_protector::{Protector, Rolled, TransportKey};
-use machine::accel::Chooser;
+use key_protector::{DerivedKey, Protector, Rolled, TransportKey};
+use machine::accel::{Chooser, Verdict};
 use machine::proof::Proof;
 use machine::record::SealedRecord;
 use machine::{DiskSpec, Policy, Running, StartOptions, VmSpec};
@@ -27,12 +27,45 @@ const SHUTDOWN: Duration = Duration::from_secs(90);
 
 /// A VM that runs under this agent.
 pub(crate) struct Live {
-    running: Running,
+    pub(crate) running: Running,
     /// The policy in the sealed record that it was started with; what the files say does not count.
     policy: Policy,
     console: Option<Console>,
+    /// What QEMU was started with, disks of a recovery left out.
+    spec: VmSpec,
+    accel: Verdict,
+    /// Derived from the transport key; all that is kept of it.
+    migration: DerivedKey,
     /// It was started with a key that this host kept.
     offline: bool,
+}
+
+impl Live {
+    pub(crate) fn new(
+        mut running: Running,
+        spec: &VmSpec,
+        record: &SealedRecord,
+        key: &TransportKey,
+        accel: Verdict,
+        offline: bool,
+    ) -> Self {
+        let console = running.take_console().map(Console::spawn);
+        let migration = key.derive(crate::migration::LABEL);
+        Live { running, policy: record.policy, console, spec: spec.clone(), accel, migration, offline }
+    }
+
+    pub(crate) fn spec(&self) -> &VmSpec {
+        &self.spec
+    }
+
+    pub(crate) fn accel(&self) -> &Verdict {
+        &self.accel
+    }
+
+    /// What both hosts of a migration prove to have.
+    pub(crate) fn migration_key(&self) -> &DerivedKey {
+        &self.migration
+    }
 }
 
 type Cell = Arc<tokio::sync::Mutex<Option<Live>>>;
@@ -71,6 +104,14 @@ impl VmLock {
         &self.dir
     }
 
+    pub(crate) fn live(&self) -> Option<&Live> {
+        self.live.as_ref()
+    }
+
+    pub(crate) fn set_live(&mut self, live: Live) {
+        *self.live = Some(live);
+    }
+
     /// True while QEMU runs. A guest that switched itself off is noticed here.
     pub fn is_running(&mut self) -> bool {
         if self.live.as_mut().is_some_and(|live| !live.running.is_alive()) {
@@ -91,11 +132,29 @@ impl VmLock {
         Ok(machine::find_qemu(self.dir.spec()?.id))
     }
 
-    /// Nothing may be done to a VM that runs out of this agent's hands, except to end it.
+    /// Nothing may be done to a VM that runs out of this agent's hands, here or on another host, except to end it.
     ///
     /// # Errors
-    /// `WrongState`, naming the process.
+    /// `WrongState`, naming the process or the host.
     pub fn refuse_orphan(&mut self) -> Result<()> {
+        self.refuse_process()?;
+        let name = self.dir.name();
+        match self.dir.handed_over()? {
+            None => Ok(()),
+            Some(handed_over) => Err(Error::new(
+                Kind::WrongState,
+                format!("{name} was handed over to {}, and may run there", handed_over.to),
+            )
+            .remedy(format!(
+                "look there; if it is there, drydock vm delete {name}, here; if it is not and never will be, drydock vm \
+                 migrate {name} --take-back"
+            ))),
+        }
+    }
+
+    /// # Errors
+    /// `WrongState`, naming the process of an earlier agent.
+    pub(crate) fn refuse_process(&mut self) -> Result<()> {
         let name = self.dir.name().to_owned();
         match self.orphan()? {
             None => Ok(()),
@@ -117,7 +176,7 @@ impl VmLock {
                 Some(pid) if force => machine::end_orphan(pid)
                     .await
                     .context(Kind::Internal, || format!("cannot end process {pid}, the QEMU of {}", self.dir.name())),
-                _ => self.refuse_orphan(),
+                _ => self.refuse_process(),
             };
         }
         let Some(live) = self.live.as_mut() else { return Ok(()) };
@@ -362,24 +421,29 @@ impl Agent {
         };
         let Opened { slot, key, record, offline } = opened;
 
-        let mut spec = spec;
-        spec.disks.extend(vm.dir.attached()?);
+        let mut whole = spec.clone();
+        whole.disks.extend(vm.dir.attached()?);
+        let options = self.start_options(&name, record.policy).await?;
+        let accel = options.accel.clone();
+        events.say("start", format!("starting {name} under {} ({})", accel.accel, accel.reason));
+        let started = Running::start(&whole, &vm.dir.slot(slot), &key, &record, options).await;
+        let running = started.map_err(|error| not_started(&name, &error))?;
+        *vm.live = Some(Live::new(running, &spec, &record, &key, accel, offline));
+        Ok(())
+    }
+
+    /// How a VM with this sealed policy is started now.
+    pub(crate) async fn start_options(&self, name: &str, policy: Policy) -> Result<StartOptions> {
         let chooser = Arc::clone(&self.accel);
         let accel = tokio::task::spawn_blocking(move || chooser.now())
             .await
             .context(Kind::Internal, || "the search for KVM stopped".into())?;
-        events.say("start", format!("starting {name} under {} ({})", accel.accel, accel.reason));
-        let options = StartOptions {
+        Ok(StartOptions {
             accel,
-            log_dir: self.store.logs(&name),
-            console: record.policy == Policy::EncryptionSupported,
+            log_dir: self.store.logs(name),
+            console: policy == Policy::EncryptionSupported,
             hidden: vec![self.store.root().to_path_buf()],
-        };
-        let started = Running::start(&spec, &vm.dir.slot(slot), &key, &record, options).await;
-        let mut running = started.map_err(|error| not_started(&name, &error))?;
-        let console = running.take_console().map(Console::spawn);
-        *vm.live = Some(Live { running, policy: record.policy, console, offline });
-        Ok(())
+        })
     }
 
     /// A granted protector has the transport key that the state is under. A revocation has another one: then the
@@ -415,7 +479,12 @@ impl Agent {
         let Resealed { generation, record } = self.reseal(dir, current, &rolled, record).await?;
         // A crash before this leaves a change that leads from a protector of the past, and is void.
         dir.drop_change()?;
-        self.keep_offline_key(dir, spec, &rolled, events).await;
+        if let Some(left) = self.keep_offline_key(dir, spec, &rolled).await {
+            events.say(
+                "offline",
+                format!("this host keeps the key of {}: {left} starts without the Host Guardian Service", dir.name()),
+            );
+        }
         Ok(Opened { slot: generation, key: rolled.egress, record, offline: false })
     }
 
@@ -488,24 +557,19 @@ impl Agent {
     }
 
     /// After a roll: keeps the new key if owner and fabric allow it, and nothing older in any case. A VM is not kept
-    /// from running because its next start would need the service.
-    async fn keep_offline_key(&self, dir: &VmDir, spec: &VmSpec, rolled: &Rolled, events: &Events) {
-        let Some(keys) = self.keys.offline_keys().filter(|_| self.keys.keeps_offline()) else {
-            return self.drop_offline_key(dir, spec).await;
-        };
-        if offline::allowed(&rolled.egress_protector) == 0 {
-            return self.drop_offline_key(dir, spec).await;
-        }
-        match keys.keep(dir, spec.id, rolled).await {
-            Ok(left) => events.say(
-                "offline",
-                format!("this host keeps the key of {}: {left} starts without the Host Guardian Service", dir.name()),
-            ),
-            Err(error) => {
-                tracing::warn!(vm = dir.name(), %error, causes = ?error.causes, "no key is kept for offline starts");
-                self.drop_offline_key(dir, spec).await;
+    /// from running because its next start would need the service. Returns how many starts the key is good for.
+    pub(crate) async fn keep_offline_key(&self, dir: &VmDir, spec: &VmSpec, rolled: &Rolled) -> Option<u32> {
+        let allowed = self.keys.keeps_offline() && offline::allowed(&rolled.egress_protector) > 0;
+        if allowed && let Some(keys) = self.keys.offline_keys() {
+            match keys.keep(dir, spec.id, rolled).await {
+                Ok(left) => return Some(left),
+                Err(error) => {
+                    tracing::warn!(vm = dir.name(), %error, causes = ?error.causes, "no key is kept for offline starts");
+                }
             }
         }
+        self.drop_offline_key(dir, spec).await;
+        None
     }
 
     async fn drop_offline_key(&self, dir: &VmDir, spec: &VmSpec) {
@@ -672,6 +736,7 @@ impl Agent {
             owner: owner.common_name().to_owned(),
             owner_fingerprint: owner.fingerprint(),
             recovery: dir.hold()?,
+            handed_over: dir.handed_over()?,
             offline: (self.keys.keeps_offline() && offline::allowed(&protector) > 0)
                 .then(|| OfflineStatus { remaining: offline::left(dir, &protector), started: started_offline }),
             pid,
@@ -720,7 +785,7 @@ pub struct Resealed {
 }
 
 /// Why a VM did not start. That it exposes too much is a refusal, and no fault of its files.
-fn not_started(name: &str, error: &machine::Error) -> Error {
+pub(crate) fn not_started(name: &str, error: &machine::Error) -> Error {
     let message = format!("{name} did not start");
     match error {
         machine::Error::Exposed { .. } => Error::new(Kind::Refused, message).caused_by(error).remedy(

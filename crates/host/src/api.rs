@@ -45,6 +45,15 @@ pub enum VmRequest {
         /// The owner's signed change; none takes one back that was not in force yet.
         change: Option<String>,
     },
+    /// Moves a running VM to the agent that takes migrations at `to`, `HOST:PORT`.
+    VmMigrate {
+        name: String,
+        to: String,
+    },
+    /// The VM did not get to where it was handed over, and never will: it is this host's again.
+    VmTakeBack {
+        name: String,
+    },
     /// Changes the security policy; possible in local mode only, by who holds a guardian's key there.
     VmSetPolicy {
         name: String,
@@ -100,11 +109,23 @@ pub struct VmStatus {
     /// Set while a recovery holds the VM.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub recovery: Option<Hold>,
+    /// Set when it was handed over to another host that has not said whether it runs there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub handed_over: Option<HandedOver>,
     /// Set where the fabric and the owner let the VM start without the Host Guardian Service.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub offline: Option<OfflineStatus>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pid: Option<u32>,
+}
+
+/// Where a VM went that may run there: it must not be started here.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HandedOver {
+    pub migration: uuid::Uuid,
+    /// `HOST:PORT` of the agent there.
+    pub to: String,
 }
 
 /// Starts without the Host Guardian Service.

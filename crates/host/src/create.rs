@@ -105,7 +105,7 @@ impl Agent {
                 Error::new(Kind::WrongState, format!("{name} is running")).remedy(format!("drydock vm stop {name}"))
             );
         }
-        vm.refuse_orphan()?;
+        vm.refuse_process()?;
         if let Some(hold) = vm.dir().hold()? {
             return Err(Error::new(Kind::WrongState, format!("{name} cannot be deleted: {}", hold.reason))
                 .remedy(format!("drydock recovery status {name}")));

@@ -114,6 +114,26 @@ pub async fn import(source: &Path, target: &Path, events: &Events) -> Result<Ima
     Ok(info)
 }
 
+/// Makes an empty qcow2 of `size` bytes that nobody else can read.
+///
+/// # Errors
+/// `Internal` with what qemu-img said.
+pub async fn create(target: &Path, size: u64) -> Result<()> {
+    let output = qemu_img()
+        .args(["create", "-q", "-f", "qcow2"])
+        .arg(target)
+        .arg(size.to_string())
+        .stdin(Stdio::null())
+        .output()
+        .await
+        .map_err(missing_qemu_img)?;
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr);
+        return Err(Error::new(Kind::Internal, format!("qemu-img cannot make {}: {}", target.display(), said.trim())));
+    }
+    Ok(())
+}
+
 /// The distribution's, whatever the agent's environment says.
 fn qemu_img() -> Command {
     let mut command = Command::new("qemu-img");

@@ -14,6 +14,7 @@ pub mod error;
 mod holder;
 pub mod image;
 pub mod keys;
+pub mod migration;
 mod offline;
 pub mod server;
 pub mod service;

@@ -53,6 +53,14 @@ pub async fn vm_request(agent: &Agent, request: VmRequest, events: &Events) -> R
             agent.set_protector(&agent.lock(&name)?, change.as_deref().map(str::as_bytes))?;
             status(agent, &name)?
         }
+        VmRequest::VmMigrate { name, to } => {
+            agent.migrate(&mut agent.lock(&name)?, &to, events).await?;
+            json!({ "migrated": name, "to": to })
+        }
+        VmRequest::VmTakeBack { name } => {
+            agent.take_back(&mut agent.lock(&name)?).await?;
+            status(agent, &name)?
+        }
         VmRequest::VmSetPolicy { name, policy } => {
             agent.set_policy(&mut agent.lock(&name)?, policy, events).await?;
             status(agent, &name)?

@@ -9,6 +9,8 @@
 //! STORE/vms/NAME/attached.json  disks attached for a recovery
 //! STORE/vms/NAME/protector.change  another key protector for the next start (crate::change)
 //! STORE/vms/NAME/offline.sealed a key for starts without the Host Guardian Service (crate::offline)
+//! STORE/vms/NAME/handed-over.json  present while the VM may run on the host that it was migrated to
+//! STORE/vms/NAME/arrival.json   present while the VM comes from another host
 //! ```
 //!
 //! A slot is written whole, flushed, and only then named by `current`: a crash in between leaves the old one
@@ -19,11 +21,12 @@ use std::path::{Path, PathBuf};
 
 use key_protector::Protector;
 use machine::{DiskSpec, VmSpec};
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
+use uuid::Uuid;
 
-use crate::api::Hold;
+use crate::api::{HandedOver, Hold};
 use crate::change::MAX_CHANGE;
 use crate::durable;
 use crate::error::{Context, Error, Kind, Next, Result};
@@ -31,6 +34,16 @@ use crate::error::{Context, Error, Kind, Next, Result};
 const MAX_JSON: u64 = 256 << 10;
 const MAX_PROTECTOR: u64 = 1 << 20;
 const NEXT_SPEC: &str = "vm.json.next";
+const ARRIVAL: &str = "arrival.json";
+
+/// A VM that comes from another host and is not whole yet.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Arrival {
+    pub(crate) vm_id: Uuid,
+    /// Number of the only slot.
+    pub(crate) generation: u64,
+}
 
 /// The agent's directory.
 #[derive(Debug, Clone)]
@@ -120,6 +133,14 @@ impl Store {
         }
         found.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(found)
+    }
+
+    /// VMs that were coming from another host when the agent was killed.
+    pub(crate) fn arrivals(&self) -> Result<Vec<VmDir>> {
+        let dir = self.root.join("vms");
+        let entries = fs::read_dir(&dir).context(Kind::Internal, || format!("cannot list {}", dir.display()))?;
+        let names = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
+        Ok(names.filter_map(|name| self.vm_dir(&name).ok()).filter(|vm| vm.path.join(ARRIVAL).exists()).collect())
     }
 }
 
@@ -343,6 +364,34 @@ impl VmDir {
 
     fn change_path(&self) -> PathBuf {
         self.path.join("protector.change")
+    }
+
+    /// The host that may run the VM.
+    ///
+    /// # Errors
+    /// `BadInput` when the file is damaged.
+    pub fn handed_over(&self) -> Result<Option<HandedOver>> {
+        read_optional(&self.path.join("handed-over.json"))
+    }
+
+    /// # Errors
+    /// When it cannot be written.
+    pub fn set_handed_over(&self, handed_over: Option<&HandedOver>) -> Result<()> {
+        write_optional(&self.path.join("handed-over.json"), handed_over)
+    }
+
+    pub(crate) fn arrival(&self) -> Result<Option<Arrival>> {
+        read_optional(&self.path.join(ARRIVAL))
+    }
+
+    /// Makes the folder of a VM that is coming, and notes that in it.
+    pub(crate) fn set_arrival(&self, arrival: &Arrival) -> Result<()> {
+        durable::private_dir(&self.path).context(Kind::Internal, || format!("cannot make {}", self.path.display()))?;
+        write_json(&self.path.join(ARRIVAL), arrival)
+    }
+
+    pub(crate) fn end_arrival(&self) -> Result<()> {
+        write_optional::<Arrival>(&self.path.join(ARRIVAL), None)
     }
 
     /// Disks attached for a recovery, beyond the VM's own.

@@ -57,4 +57,9 @@ impl Events {
     pub fn abandoned(&self) -> bool {
         self.0.is_closed()
     }
+
+    /// Completes when that is so.
+    pub async fn gone(&self) {
+        self.0.closed().await;
+    }
 }

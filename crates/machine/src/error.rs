@@ -84,9 +84,12 @@ pub enum Error {
     /// No hot-attached disk has this serial number, or one has it already.
     #[error("disk {serial}: {reason}")]
     DiskAttachment { serial: String, reason: &'static str },
-    /// An overlay could not be merged into the image under it.
-    #[error("the overlay was not merged: {reason}")]
-    Merge { reason: String },
+    /// QEMU did not copy from one image to another to the end.
+    #[error("a disk was not copied to the end: {reason}")]
+    BlockJob { reason: String },
+    /// QEMU did not pass a VM's state on, or did not take it.
+    #[error("the state was not transferred: {reason}")]
+    Migration { reason: String },
     /// The VM is not running any more.
     #[error("the VM has ended: {reason}")]
     Ended { reason: String },
@@ -122,7 +125,8 @@ impl Error {
             Self::Switch { .. } => "switch",
             Self::NoFreePort => "no-free-port",
             Self::DiskAttachment { .. } => "disk-attachment",
-            Self::Merge { .. } => "merge",
+            Self::BlockJob { .. } => "block-job",
+            Self::Migration { .. } => "migration",
             Self::Ended { .. } => "ended",
         }
     }

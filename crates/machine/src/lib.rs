@@ -12,7 +12,7 @@
 //! | [`tap`] | a VM's port on a virtual switch |
 //! | [`user`], [`view`] | who QEMU and swtpm run as, and what they see of the file system |
 //! | [`proof`] | what a running VM exposes, as kernel and QEMU say |
-//! | [`running`] | a live VM; its overlays merged while it runs |
+//! | [`running`] | a live VM; its overlays merged while it runs; its state passed to another host's QEMU, or taken from one |
 //!
 //! Secrets reach the child processes through pipes that they inherit, never through an argument,
 //! an environment variable or a file.
@@ -20,9 +20,11 @@
 pub mod accel;
 pub mod disk;
 mod error;
+mod incoming;
 pub mod luks;
 mod merge;
 mod orphan;
+mod outgoing;
 mod policy_nv;
 mod process;
 pub mod proof;
@@ -39,7 +41,7 @@ pub mod user;
 pub mod view;
 
 pub use error::Error;
-pub use orphan::{end_orphan, find_qemu};
+pub use orphan::{end_orphan, find_qemu, find_qemu_with};
 pub use process::PATH;
 pub use running::{Exit, Running, StartOptions};
 pub use spec::{Backing, DiskFormat, DiskSpec, Firmware, NicSpec, Policy, VmSpec};

@@ -20,14 +20,15 @@ use crate::running::Running;
 use crate::{Error, Result, disk, qemu};
 
 /// How often a job is asked for its progress.
-const PROGRESS: Duration = Duration::from_millis(500);
+pub(crate) const PROGRESS: Duration = Duration::from_millis(500);
 
+/// How far a job is awaited.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Until {
+pub(crate) enum Until {
     /// Everything is copied; new writes go to both images.
     Ready,
-    /// The guest uses the image below.
-    Pivoted,
+    /// It has ended well: after a merge, the guest uses the image below.
+    Done,
 }
 
 impl Running {
@@ -50,7 +51,7 @@ impl Running {
         }
         settled()?;
         self.qmp().execute(Command::Cont, json!({})).await?;
-        self.set_unsettled(index, false);
+        self.set_merged(index);
         self.drop_node(&node).await;
         Ok(())
     }
@@ -72,7 +73,7 @@ impl Running {
         self.qmp().execute(Command::Stop, json!({})).await?;
         let pivot = async {
             self.qmp().execute(Command::BlockJobComplete, json!({"device": job})).await?;
-            self.job_until(&job, Until::Pivoted, &mut events, progress).await
+            self.job_until(&job, Until::Done, &mut events, progress).await
         }
         .await;
         match pivot {
@@ -87,13 +88,13 @@ impl Running {
         }
     }
 
-    async fn job(&self, id: &str) -> Result<Option<Value>> {
+    pub(crate) async fn job(&self, id: &str) -> Result<Option<Value>> {
         let jobs = self.qmp().execute(Command::QueryBlockJobs, json!({})).await?;
         let jobs = jobs.as_array().ok_or(Error::QmpProtocol { reason: "no list of block jobs" })?;
         Ok(jobs.iter().find(|job| job["device"] == id).cloned())
     }
 
-    async fn job_until(
+    pub(crate) async fn job_until(
         &self,
         id: &str,
         until: Until,
@@ -106,8 +107,8 @@ impl Running {
                     "BLOCK_JOB_READY" if until == Until::Ready => return Ok(()),
                     "BLOCK_JOB_COMPLETED" => {
                         return match event.data["error"].as_str() {
-                            None if until == Until::Pivoted => Ok(()),
-                            why => Err(Error::Merge { reason: why.unwrap_or("it ended early").to_owned() }),
+                            None if until == Until::Done => Ok(()),
+                            why => Err(Error::BlockJob { reason: why.unwrap_or("it ended early").to_owned() }),
                         };
                     }
                     _ => {}
@@ -122,8 +123,8 @@ impl Running {
                             return Ok(());
                         }
                     }
-                    None if until == Until::Pivoted => return Ok(()),
-                    None => return Err(Error::Merge { reason: "it ended without a word".into() }),
+                    None if until == Until::Done => return Ok(()),
+                    None => return Err(Error::BlockJob { reason: "it ended without a word".into() }),
                 },
             }
         }

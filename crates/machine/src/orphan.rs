@@ -1,23 +1,38 @@
 //! QEMU processes that outlived the agent which started them.
 
+use std::path::Path;
 use std::time::Duration;
 
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use uuid::Uuid;
 
 use crate::process::QEMU;
+use crate::proof::file_id;
 use crate::{Error, Result};
 
 const DEADLINE: Duration = Duration::from_secs(10);
 
 /// The process id of a QEMU that runs the VM `id`, whoever started it.
 pub fn find_qemu(id: Uuid) -> Option<u32> {
+    find(id, |_| true)
+}
+
+/// The same for one that has these UEFI variables open, and is no other host's.
+pub fn find_qemu_with(id: Uuid, vars: &Path) -> Option<u32> {
+    let vars = file_id(&std::fs::metadata(vars).ok()?);
+    find(id, |pid| {
+        let open = std::fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+        open.filter_map(|descriptor| std::fs::metadata(descriptor.path()).ok()).any(|file| file_id(&file) == vars)
+    })
+}
+
+fn find(id: Uuid, is_wanted: impl Fn(u32) -> bool) -> Option<u32> {
     let id = id.to_string();
     std::fs::read_dir("/proc")
         .ok()?
         .flatten()
         .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-        .find(|pid| uuid_of(*pid).is_some_and(|found| found == id))
+        .find(|pid| uuid_of(*pid).is_some_and(|found| found == id) && is_wanted(*pid))
 }
 
 /// Cuts such a VM's power. Its swtpm ends by itself when its control channel closes.

@@ -46,6 +46,8 @@ pub struct Launch<'a> {
     pub taps: &'a [String],
     pub accel: &'a Verdict,
     pub fds: Fds,
+    /// Waits for another QEMU's state instead of starting the guest.
+    pub incoming: bool,
 }
 
 /// QEMU's arguments.
@@ -95,6 +97,11 @@ pub fn argv(launch: &Launch<'_>) -> Result<Vec<OsString>> {
     }
     args.add("-chardev", format!("socket,id=qmp,fd={}", launch.fds.qmp));
     args.add("-mon", "chardev=qmp,mode=control");
+    if launch.incoming {
+        // Paused even when everything has come: who runs the VM from then on is the agents' to settle.
+        args.flag("-S");
+        args.add("-incoming", "defer");
+    }
     Ok(args.0)
 }
 

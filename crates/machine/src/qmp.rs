@@ -53,6 +53,14 @@ pub(crate) enum Command {
     QueryBlockJobs,
     Stop,
     Cont,
+    BlockdevMirror,
+    BlockJobCancel,
+    MigrateSetCapabilities,
+    Migrate,
+    MigrateIncoming,
+    MigrateContinue,
+    MigrateCancel,
+    QueryMigrate,
 }
 
 impl Command {
@@ -82,6 +90,14 @@ impl Command {
             Self::QueryBlockJobs => "query-block-jobs",
             Self::Stop => "stop",
             Self::Cont => "cont",
+            Self::BlockdevMirror => "blockdev-mirror",
+            Self::BlockJobCancel => "block-job-cancel",
+            Self::MigrateSetCapabilities => "migrate-set-capabilities",
+            Self::Migrate => "migrate",
+            Self::MigrateIncoming => "migrate-incoming",
+            Self::MigrateContinue => "migrate-continue",
+            Self::MigrateCancel => "migrate_cancel",
+            Self::QueryMigrate => "query-migrate",
         }
     }
 }
@@ -146,6 +162,12 @@ impl Qmp {
         self.execute_with(Command::AddFd, arguments, Some(file)).await.map(drop)
     }
 
+    /// Gives QEMU a descriptor, which it knows by `name` until a command uses it up.
+    pub(crate) async fn get_fd(&self, name: &str, descriptor: OwnedFd) -> Result<()> {
+        let arguments = json!({"fdname": name});
+        self.execute_with(Command::GetFd, arguments, Some(descriptor)).await.map(drop)
+    }
+
     /// Closes what a descriptor set keeps open beside the block nodes that use it: a node that is gone then leaves
     /// its image, and the locks on it.
     pub(crate) async fn release(&self, set: usize) -> Result<()> {
@@ -153,12 +175,7 @@ impl Qmp {
     }
 
     /// Runs one command. The descriptor travels along with its first byte.
-    pub(crate) async fn execute_with(
-        &self,
-        command: Command,
-        arguments: Value,
-        descriptor: Option<OwnedFd>,
-    ) -> Result<Value> {
+    async fn execute_with(&self, command: Command, arguments: Value, descriptor: Option<OwnedFd>) -> Result<Value> {
         let (sender, receiver) = oneshot::channel();
         {
             let mut guard = self.writer.lock().await;

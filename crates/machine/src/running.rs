@@ -16,7 +16,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use key_protector::TransportKey;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::net::UnixStream;
 use tokio::sync::{broadcast, mpsc, watch};
 use tokio::time::Instant;
@@ -75,23 +75,25 @@ pub struct Running {
 }
 
 /// The disks that the VM has now.
-struct Disks {
-    attached: Vec<Attached>,
+pub(crate) struct Disks {
+    pub(crate) attached: Vec<Attached>,
     /// Node and device names are never used twice.
     next_index: usize,
     free_ports: Vec<usize>,
 }
 
-struct Attached {
+pub(crate) struct Attached {
     serial: String,
-    index: usize,
+    pub(crate) index: usize,
+    /// QEMU's name for the image that the guest uses.
+    pub(crate) node: String,
     port: usize,
     /// In the sealed record: part of the VM, cannot be taken out.
-    sealed: bool,
+    pub(crate) sealed: bool,
     /// An operation on it is under way.
-    busy: bool,
+    pub(crate) busy: bool,
     /// Its overlay was merged and nobody has written that down: the guest is paused.
-    unsettled: bool,
+    pub(crate) unsettled: bool,
 }
 
 impl Running {
@@ -108,13 +110,40 @@ impl Running {
         record: &SealedRecord,
         options: StartOptions,
     ) -> Result<Self> {
+        Self::launch(spec, slot, key, record, options, false).await
+    }
+
+    /// Starts QEMU and swtpm for the same VM without its guest, whose state is to come from another host; `slot` is one
+    /// of [`state::prepare`].
+    ///
+    /// # Errors
+    /// As for [`Running::start`].
+    pub async fn incoming(
+        spec: &VmSpec,
+        slot: &Path,
+        key: &TransportKey,
+        record: &SealedRecord,
+        options: StartOptions,
+    ) -> Result<Self> {
+        Self::launch(spec, slot, key, record, options, true).await
+    }
+
+    async fn launch(
+        spec: &VmSpec,
+        slot: &Path,
+        key: &TransportKey,
+        record: &SealedRecord,
+        options: StartOptions,
+        incoming: bool,
+    ) -> Result<Self> {
         spec.validate()?;
         record.check(spec)?;
         if options.console && record.policy == Policy::Shielded {
             return Err(Error::Policy { what: "a console".into() });
         }
-        let vtpm = slot.join(state::VTPM);
-        swtpm::require_state(&vtpm)?;
+        if !incoming {
+            swtpm::require_state(&slot.join(state::VTPM))?;
+        }
         let (own, attached) = spec.disks.split_at(record.disks.len());
         let disks =
             own.iter().map(disk::check_own).chain(attached.iter().map(disk::check)).collect::<Result<Vec<_>>>()?;
@@ -133,7 +162,8 @@ impl Running {
             ports.unplug().await;
             return Err(error);
         }
-        let parts = match launch(spec, slot, key, &options, users, disks, &ports.taps) {
+        let what = What { spec, slot, key, options: &options, incoming };
+        let parts = match launch(&what, users, disks, &ports.taps) {
             Ok(parts) => parts,
             Err(error) => {
                 ports.unplug().await;
@@ -149,7 +179,7 @@ impl Running {
         subject.written.push(parts.vars);
         tokio::spawn(supervise(parts.qemu, parts.swtpm, ports, killed, exit_sender));
 
-        match greet(parts.qmp, &subject, &spent).await {
+        match greet(parts.qmp, &subject, &spent, incoming).await {
             Ok(qmp) => Ok(Self {
                 qmp,
                 pid,
@@ -193,8 +223,16 @@ impl Running {
     /// # Errors
     /// When it has ended, or cannot be looked at.
     pub async fn proof(&self) -> Result<Proof> {
-        let subject = self.subject.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        proof::take(&self.qmp, &subject, true).await
+        proof::take(&self.qmp, &self.subject(), true).await
+    }
+
+    /// What must hold for a VM to run, as after every start.
+    pub(crate) async fn require_proof(&self) -> Result<()> {
+        proof::take(&self.qmp, &self.subject(), false).await?.require()
+    }
+
+    fn subject(&self) -> Subject {
+        self.subject.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Waits for the VM's end.
@@ -324,10 +362,7 @@ impl Running {
             Some(disk) if disk.busy => return Err(refuse("is being attached or detached")),
             Some(disk) => disk.index,
         };
-        let listener = UnixListener::bind(socket).map_err(Error::io("listen on", socket))?;
-        self.qmp.execute_with(Command::GetFd, json!({"fdname": SERVED}), Some(listener.into())).await?;
-        let address = json!({"type": "fd", "data": {"str": SERVED}});
-        self.qmp.execute(Command::NbdServerStart, json!({"addr": address})).await?;
+        self.listen(socket, json!({})).await?;
         let export = json!({
             "type": "nbd", "id": SERVED, "node-name": qemu::disk_node(index), "name": "", "writable": false,
         });
@@ -338,7 +373,15 @@ impl Running {
         served.map(|_| ())
     }
 
-    /// Ends [`Running::serve_disk`].
+    /// Starts QEMU's NBD server on a listener that it inherits. `limits` are further arguments.
+    pub(crate) async fn listen(&self, socket: &Path, mut limits: Value) -> Result<()> {
+        let listener = UnixListener::bind(socket).map_err(Error::io("listen on", socket))?;
+        self.qmp.get_fd(SERVED, listener.into()).await?;
+        limits["addr"] = json!({"type": "fd", "data": {"str": SERVED}});
+        self.qmp.execute(Command::NbdServerStart, limits).await.map(drop)
+    }
+
+    /// Ends what serves disks.
     pub async fn stop_serving(&self) {
         if let Err(error) = self.qmp.execute(Command::NbdServerStop, json!({})).await {
             tracing::warn!(%error, "QEMU goes on serving a disk");
@@ -366,6 +409,14 @@ impl Running {
         }
     }
 
+    /// A disk's overlay was merged and that was written down.
+    pub(crate) fn set_merged(&self, index: usize) {
+        if let Some(disk) = self.disks().attached.iter_mut().find(|disk| disk.index == index) {
+            disk.unsettled = false;
+            disk.node = disk::backing_node(&disk.node);
+        }
+    }
+
     pub(crate) fn qmp(&self) -> &Qmp {
         &self.qmp
     }
@@ -377,7 +428,7 @@ impl Running {
         }
     }
 
-    fn disks(&self) -> std::sync::MutexGuard<'_, Disks> {
+    pub(crate) fn disks(&self) -> std::sync::MutexGuard<'_, Disks> {
         self.disks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -394,6 +445,7 @@ impl Disks {
                 .map(|(index, disk)| Attached {
                     serial: disk.serial.clone(),
                     index,
+                    node: qemu::disk_node(index),
                     port: index,
                     sealed: index < record.disks.len(),
                     busy: false,
@@ -419,6 +471,7 @@ impl Disks {
         self.attached.push(Attached {
             serial: spec.serial.clone(),
             index,
+            node: qemu::disk_node(index),
             port,
             sealed: false,
             busy: true,
@@ -485,19 +538,22 @@ struct Parts {
     vars: FileId,
 }
 
-fn launch(
-    spec: &VmSpec,
-    slot: &Path,
-    key: &TransportKey,
-    options: &StartOptions,
-    users: Pair,
-    disks: Vec<CheckedDisk>,
-    taps: &[String],
-) -> Result<Parts> {
+/// What is started.
+struct What<'a> {
+    spec: &'a VmSpec,
+    slot: &'a Path,
+    key: &'a TransportKey,
+    options: &'a StartOptions,
+    /// Without its guest, whose state comes from another host.
+    incoming: bool,
+}
+
+fn launch(what: &What<'_>, users: Pair, disks: Vec<CheckedDisk>, taps: &[String]) -> Result<Parts> {
+    let &What { spec, slot, key, options, incoming } = what;
     const FDS: Fds = Fds { qmp: 3, tpm: 4, vars_key: 5, console: Some(6), vars: 7, first_image: 8 };
     let slot = std::path::absolute(slot).map_err(Error::io("find", slot))?;
     let fds = Fds { console: FDS.console.filter(|_| options.console), ..FDS };
-    let args = qemu::argv(&Launch { spec, disks: &disks, taps, accel: &options.accel, fds })?;
+    let args = qemu::argv(&Launch { spec, disks: &disks, taps, accel: &options.accel, fds, incoming })?;
     let vars = disk::open(&slot.join(state::VARS), true)?;
     let vars_id = file_id(&vars.metadata().map_err(Error::io("look at", &slot))?);
     let (tpm, tpm_control) = StdStream::pair().map_err(Error::system("make a socket pair"))?;
@@ -534,14 +590,16 @@ fn our_pair() -> Result<(UnixStream, StdStream)> {
     Ok((ours, theirs))
 }
 
-/// Waits until QEMU runs the guest, and looks at what the VM exposes: what counts is what was made of it.
-async fn greet(stream: UnixStream, subject: &Subject, spent: &[usize]) -> Result<Qmp> {
+/// Waits until QEMU runs the guest, or is ready to take its state, and looks at what the VM exposes: what counts is
+/// what was made of it.
+async fn greet(stream: UnixStream, subject: &Subject, spent: &[usize], incoming: bool) -> Result<Qmp> {
+    let wanted = if incoming { "inmigrate" } else { "running" };
     let work = async {
         let qmp = Qmp::connect(stream).await?;
         loop {
             let status = qmp.execute(Command::QueryStatus, json!({})).await?;
             match status["status"].as_str() {
-                Some("running") => break,
+                Some(status) if status == wanted => break,
                 Some("prelaunch") => tokio::time::sleep(Duration::from_millis(50)).await,
                 other => {
                     return Err(Error::Ended { reason: format!("QEMU is {}", other.unwrap_or("in no state")) });

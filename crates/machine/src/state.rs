@@ -44,12 +44,41 @@ pub async fn create(
 ) -> Result<()> {
     let sealed = record.seal(key, protector_digest)?;
     make_empty_dir(slot)?;
-    let (template, vars, passphrase) = (firmware.vars_template.clone(), slot.join(VARS), vars_passphrase(key));
-    blocking(move || write_vars(&read_bounded(&template, luks::MAX_LEN)?, &vars, &passphrase)).await?;
+    new_vars(slot, key, firmware).await?;
     let vtpm = slot.join(VTPM);
     make_empty_dir(&vtpm)?;
     swtpm::manufacture(&vtpm, Pair::of(record.vm_id)?.swtpm, key, record.policy).await?;
     finish(slot, &sealed)
+}
+
+/// Makes the slot of a VM whose state is to come from another host's QEMU: its record, variables that will be
+/// overwritten, no vTPM yet.
+///
+/// # Errors
+/// When the directory has something in it, or a tool fails.
+pub async fn prepare(
+    slot: &Path,
+    key: &TransportKey,
+    record: &SealedRecord,
+    protector_digest: &str,
+    firmware: &Firmware,
+) -> Result<()> {
+    let sealed = record.seal(key, protector_digest)?;
+    make_empty_dir(slot)?;
+    new_vars(slot, key, firmware).await?;
+    make_empty_dir(&slot.join(VTPM))?;
+    write_record(slot, &sealed)
+}
+
+/// Flushes what came into a slot of [`prepare`], once the VM runs on it.
+///
+/// # Errors
+/// [`Error::NoTpmState`] when no vTPM came.
+pub fn settle(slot: &Path) -> Result<()> {
+    swtpm::require_state(&slot.join(VTPM))?;
+    sync(&slot.join(VARS))?;
+    sync_vtpm(slot)?;
+    sync(slot)
 }
 
 /// Opens a slot's record.
@@ -90,9 +119,17 @@ pub async fn reseal(
 
 /// The record comes last: a slot without one is not a slot.
 fn finish(slot: &Path, sealed: &[u8]) -> Result<()> {
+    sync_vtpm(slot)?;
+    write_record(slot, sealed)
+}
+
+fn sync_vtpm(slot: &Path) -> Result<()> {
     let vtpm = slot.join(VTPM);
     sync(&vtpm.join(swtpm::STATE_FILE))?;
-    sync(&vtpm)?;
+    sync(&vtpm)
+}
+
+fn write_record(slot: &Path, sealed: &[u8]) -> Result<()> {
     let path = slot.join(RECORD);
     let mut file =
         OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path).map_err(Error::io("create", &path))?;
@@ -119,6 +156,12 @@ fn make_empty_dir(path: &Path) -> Result<()> {
         }
         other => other.map_err(Error::io("create", path)),
     }
+}
+
+/// The firmware's own variables, sealed for a new slot.
+async fn new_vars(slot: &Path, key: &TransportKey, firmware: &Firmware) -> Result<()> {
+    let (template, vars, passphrase) = (firmware.vars_template.clone(), slot.join(VARS), vars_passphrase(key));
+    blocking(move || write_vars(&read_bounded(&template, luks::MAX_LEN)?, &vars, &passphrase)).await
 }
 
 /// Seals the variables under the key of the passphrase in the new file `to`.

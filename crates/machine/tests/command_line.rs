@@ -13,7 +13,7 @@ const FDS: Fds = Fds { qmp: 3, tpm: 4, vars_key: 5, console: None, vars: 7, firs
 fn argv(spec: &VmSpec, accel: &Verdict, fds: Fds) -> machine::Result<Vec<String>> {
     let disks: Vec<_> = spec.disks.iter().map(|d| disk::check(d).unwrap()).collect();
     let taps: Vec<String> = (0..spec.nics.len()).map(|n| format!("tap{n}")).collect();
-    let launch = Launch { spec, disks: &disks, taps: &taps, accel, fds };
+    let launch = Launch { spec, disks: &disks, taps: &taps, accel, fds, incoming: false };
     let args = qemu::argv(&launch)?;
     Ok(args.into_iter().map(|a| a.into_string().unwrap()).collect())
 }

@@ -10,7 +10,7 @@ use common::{Sandbox, contains, verdict};
 use key_protector::TransportKey;
 use machine::accel::Accel;
 use machine::record::SealedRecord;
-use machine::{DiskFormat, Error, Policy, Running, StartOptions, VmSpec, find_qemu, state};
+use machine::{DiskFormat, Error, Policy, Running, StartOptions, VmSpec, find_qemu, find_qemu_with, state};
 use tokio::io::AsyncReadExt;
 
 struct Vm {
@@ -32,10 +32,12 @@ impl Vm {
     }
 
     async fn start(&self, console: bool) -> machine::Result<Running> {
-        let options =
-            StartOptions { accel: verdict(Accel::Tcg), log_dir: self.sandbox.path("log"), console, hidden: Vec::new() };
         let slot = self.sandbox.path("slot");
-        Running::start(&self.spec, &slot, &self.key, &self.record, options).await
+        Running::start(&self.spec, &slot, &self.key, &self.record, self.options(console)).await
+    }
+
+    fn options(&self, console: bool) -> StartOptions {
+        StartOptions { accel: verdict(Accel::Tcg), log_dir: self.sandbox.path("log"), console, hidden: Vec::new() }
     }
 
     /// Processes that work in this VM's vTPM directory.
@@ -161,6 +163,35 @@ async fn an_orphan_is_found_and_ended() {
     running.wait().await;
     vm.nothing_runs();
     machine::end_orphan(pid).await.unwrap();
+}
+
+/// Started without its guest it is confined as any other; while another host's QEMU writes its disks it exposes them, and
+/// does not go on.
+#[tokio::test]
+async fn a_vm_that_comes_does_not_go_on_while_its_disks_are_served() {
+    let vm = Vm::new(Policy::Shielded).await;
+    let slot = vm.sandbox.path("incoming");
+    state::prepare(&slot, &vm.key, &vm.record, &"c".repeat(64), &vm.spec.firmware).await.unwrap();
+    let running = Running::incoming(&vm.spec, &slot, &vm.key, &vm.record, vm.options(false)).await.unwrap();
+    let broken = async || {
+        let holds = running.proof().await.unwrap().holds;
+        holds.iter().filter(|s| s.required && !s.holds).map(ToString::to_string).collect::<Vec<_>>().join("; ")
+    };
+    assert_eq!(broken().await, "");
+    let folder = tempfile::tempdir().unwrap();
+    running.receive_disks(&folder.path().join("nbd")).await.unwrap();
+    let told = broken().await;
+    assert!(told.contains("no listening socket") && told.contains("no disk served to others"), "{told}");
+    let error = running.go_on().await.unwrap_err();
+    assert!(matches!(error, Error::Exposed { .. }), "{error}");
+    running.stop_serving().await;
+    assert_eq!(broken().await, "");
+
+    assert_eq!(find_qemu_with(vm.spec.id, &slot.join(state::VARS)), Some(running.pid()));
+    assert_eq!(find_qemu_with(vm.spec.id, &vm.sandbox.path("slot").join(state::VARS)), None);
+    running.kill().await;
+    assert!(matches!(state::settle(&slot), Err(Error::NoTpmState { .. })), "a vTPM came from nowhere");
+    vm.nothing_runs();
 }
 
 #[tokio::test]

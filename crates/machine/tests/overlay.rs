@@ -54,7 +54,7 @@ async fn an_overlay_is_merged_into_every_format_while_the_vm_runs() {
         assert!(matches!(unknown, Error::DiskAttachment { .. }));
         // What cannot be written down leaves the guest paused, and goes on from there.
         let unwritten = running
-            .merge_overlay("root", |_, _| (), || Err(Error::Merge { reason: "the disk is full".into() }))
+            .merge_overlay("root", |_, _| (), || Err(Error::BlockJob { reason: "the disk is full".into() }))
             .await
             .unwrap_err();
         assert!(unwritten.to_string().contains("the disk is full"), "{unwritten}");
@@ -111,7 +111,7 @@ async fn an_overlay_that_does_not_fit_is_kept_and_the_vm_goes_on() {
         .merge_overlay("root", |_, _| (), || -> Result<(), Error> { panic!("settled, although nothing was merged") })
         .await
         .unwrap_err();
-    assert!(matches!(full, Error::Merge { .. }), "{full}");
+    assert!(matches!(full, Error::BlockJob { .. }), "{full}");
     assert!(full.to_string().contains("space"), "{full}");
     assert!(running.is_alive());
     running.kill().await;
