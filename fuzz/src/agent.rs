@@ -9,9 +9,11 @@ use recovery::{Journal, Request, Step};
 
 use crate::Target;
 use crate::papers::{json, same_again};
-use crate::world::{RECOVERY, World};
+use crate::vm::spec;
+use crate::world::{RECOVERY, VM, World};
 
 pub(crate) const TARGETS: &[Target] = &[
+    Target { name: "migration_message", seeds: messages, run: message },
     Target { name: "agent_request", seeds: requests, run: request },
     Target { name: "journal", seeds: journals, run: journal },
 ];
@@ -94,5 +96,28 @@ fn journal(_: &World, bytes: &[u8]) -> bool {
     let ended = [Step::Closed, Step::Aborted, Step::RolledBack].into_iter().any(|step| journal.done(step));
     assert_eq!(journal.is_closed(), ended);
     let _ = (journal.id(), journal.side(), journal.mode(), journal.garage(), journal.vm());
+    true
+}
+
+fn messages(world: &World) -> Vec<Vec<u8>> {
+    let shape = spec();
+    let offer = serde_json::json!({ "offer": {
+        "version": 1, "migration": VM, "processor": "max,-svm", "generation": 3,
+        "protector": String::from_utf8_lossy(&world.protector.to_xml()), "record": "AAAA",
+        "vm": {
+            "id": VM, "name": "dvm", "memory_mib": 1024, "vcpus": 2, "nested": false, "policy": "shielded",
+            "disks": [{ "serial": shape.disks[0].serial, "size": shape.disks[0].size }], "nics": shape.nics,
+        },
+    } });
+    let join = serde_json::json!({ "join": { "migration": VM, "purpose": { "disk": 0 } } });
+    [offer, join, serde_json::json!("run"), serde_json::json!({ "proof": vec![7; 32] })]
+        .map(|message| message.to_string().into_bytes())
+        .to_vec()
+}
+
+/// What another host says, before it has proved anything. There is one way to write what was read.
+fn message(_: &World, bytes: &[u8]) -> bool {
+    let Ok(written) = host::migration::respell(bytes) else { return false };
+    assert_eq!(host::migration::respell(&written).unwrap(), written);
     true
 }

@@ -20,6 +20,7 @@ pub(crate) const TARGETS: &[Target] = &[
     Target { name: "grant", seeds: grants, run: grant },
     Target { name: "receipt", seeds: receipts, run: receipt },
     Target { name: "stale_permit", seeds: permits, run: permit },
+    Target { name: "protector_change", seeds: changes, run: change },
 ];
 
 fn garages(world: &World) -> [KnownGarage; 1] {
@@ -115,6 +116,22 @@ fn receipt(world: &World, bytes: &[u8]) -> bool {
     let Ok((receipt, signer)) = read_receipt("a file", &document) else { return false };
     assert!(&signer == world.recovery.public().signing());
     same_again(&receipt);
+    true
+}
+
+fn changes(world: &World) -> Vec<Vec<u8>> {
+    let change = host::change::sign(&world.owner, &world.protector, &world.protector).unwrap();
+    vec![signed::verify("drydock/protector-change", &change).unwrap().payload]
+}
+
+fn change(world: &World, bytes: &[u8]) -> bool {
+    // Only the owner changes a protector.
+    let document = signed::sign("drydock/protector-change", bytes, &world.recovery).unwrap();
+    assert!(host::change::verify(&document, &world.protector, NOW).is_err());
+    let document = signed::sign("drydock/protector-change", bytes, &world.owner).unwrap();
+    let Ok(to) = host::change::verify(&document, &world.protector, NOW) else { return false };
+    assert!(to.owner().signing_certificate() == world.protector.owner().signing_certificate(), "another owner");
+    assert!(to.verify(NOW).is_ok());
     true
 }
 

@@ -92,9 +92,25 @@ async fn receive_up_to<T: DeserializeOwned>(from: &mut (impl AsyncRead + Unpin),
     if body.len() as u64 != u64::from(length) {
         return Err(Error::new(Kind::Unreachable, gone()));
     }
-    serde_json::from_slice(&body)
+    parse(&body)
+}
+
+fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T> {
+    serde_json::from_slice(body)
         .context(Kind::BadInput, || "the other host sent what is no message of a migration".into())
         .map_err(|error| error.remedy("run the same version of drydock on both hosts"))
+}
+
+/// Reads what another host says first, or later, and writes it as this one would.
+///
+/// # Errors
+/// `BadInput` for anything else.
+pub fn respell(body: &[u8]) -> Result<Vec<u8>> {
+    let written = match parse::<Hello>(body) {
+        Ok(hello) => serde_json::to_vec(&hello),
+        Err(_) => serde_json::to_vec(&parse::<Message>(body)?),
+    };
+    written.context(Kind::Internal, || "a message cannot be written".into())
 }
 
 #[cfg(test)]
