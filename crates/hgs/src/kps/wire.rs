@@ -116,10 +116,10 @@ impl Response {
 
 impl ErrorDocument {
     pub(crate) fn write(&self) -> Vec<u8> {
-        // XML has no way to write these, and a refused document may have put some here.
-        let message =
-            self.message.replace(|c: char| c.is_control() || matches!(c, '\u{fffe}' | '\u{ffff}'), "\u{fffd}");
-        document("Error", &[("Code", &escape(&self.code)), ("Message", &escape(message))])
+        // XML cannot write these, or not so that they are read again, and a refused document may have put some here.
+        let safe =
+            |text: &str| text.replace(|c: char| c.is_control() || matches!(c, '\u{fffe}' | '\u{ffff}'), "\u{fffd}");
+        document("Error", &[("Code", &escape(safe(&self.code))), ("Message", &escape(safe(&self.message)))])
     }
 
     pub(crate) fn read(bytes: &[u8]) -> Result<Self, Malformed> {
@@ -174,6 +174,7 @@ impl<'a> Elements<'a, '_> {
         self.next = node.next_sibling_element();
         let mut children = node.children();
         match (children.next(), children.next()) {
+            (None, None) => Ok(""),
             (Some(only), None) if only.is_text() => {
                 Ok(only.text().unwrap_or_default().trim_matches(|c: char| c.is_ascii_whitespace()))
             }
@@ -276,13 +277,11 @@ mod tests {
             }
 
             #[test]
-            fn errors_carry_any_text(code in "[A-Za-z]{1,40}", message in ".{1,200}") {
-                let read = ErrorDocument::read(&ErrorDocument { code: code.clone(), message: message.clone() }.write());
-                // White space around the text is not part of it, and a text of nothing else is none.
-                match read {
-                    Ok(read) => prop_assert_eq!(read.code, code),
-                    Err(_) => prop_assert!(message.trim().is_empty(), "{message:?}"),
-                }
+            fn errors_carry_any_text(code in "[\\x00-\\x7f]{0,40}", message in ".{0,200}") {
+                let once = ErrorDocument::read(&ErrorDocument { code, message }.write()).unwrap();
+                // Neither white space around a text nor what XML cannot carry is part of it; the rest stays.
+                let twice = ErrorDocument::read(&once.write()).unwrap();
+                prop_assert_eq!((twice.code, twice.message), (once.code, once.message));
             }
         }
     }
