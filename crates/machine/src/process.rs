@@ -17,6 +17,7 @@ use command_fds::{CommandFdExt, FdMapping};
 use rustix::process::{Resource, Rlimit};
 use tokio::io::AsyncReadExt;
 use tokio::process::{Child, ChildStderr, Command};
+use tokio::runtime::Handle;
 
 use crate::user::User;
 use crate::{Error, Result, view};
@@ -44,6 +45,8 @@ pub(crate) struct Rights<'a> {
     pub(crate) kvm: bool,
     /// Folders that it does not see, beside [`view::HIDDEN`].
     pub(crate) hidden: &'a [PathBuf],
+    /// Where it works; without one, where the agent does.
+    pub(crate) folder: Option<&'a Path>,
 }
 
 /// A program to start. Descriptors are given by the numbers they get in it.
@@ -53,7 +56,6 @@ pub(crate) struct Program<'a> {
     pub(crate) rights: Option<Rights<'a>>,
     pub(crate) args: Vec<OsString>,
     pub(crate) fds: Vec<(OwnedFd, i32)>,
-    pub(crate) current_dir: Option<&'a Path>,
     /// Where its standard error goes, bounded; without one only the end is kept.
     pub(crate) log: Option<PathBuf>,
 }
@@ -87,9 +89,6 @@ impl Program<'_> {
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .kill_on_drop(true);
-        if let Some(dir) = self.current_dir {
-            command.current_dir(dir);
-        }
         let mappings = self.fds.into_iter().map(|(parent_fd, child_fd)| FdMapping { parent_fd, child_fd }).collect();
         command
             .fd_mappings(mappings)
@@ -98,7 +97,17 @@ impl Program<'_> {
             Some(path) => Some(open_log(path)?),
             None => None,
         };
-        let mut child = command.spawn().map_err(Error::system("start a program"))?;
+        let mut start = || command.spawn().map_err(Error::system("start a program"));
+        let mut child = match self.rights {
+            None => start()?,
+            Some(rights) => {
+                let runtime = Handle::current();
+                view::start_within(rights.hidden, rights.folder, || {
+                    let _tokio = runtime.enter();
+                    start()
+                })?
+            }
+        };
         let tail = Arc::new(Mutex::new(VecDeque::new()));
         let stderr = child.stderr.take();
         let log_task = tokio::spawn(keep_log(stderr, log, Arc::clone(&tail)));
@@ -142,8 +151,7 @@ impl Process {
 
 /// The words in front of a program that keep it within `rights`: it has no capability, and can gain none.
 fn confine(rights: Rights<'_>) -> Result<Vec<PathBuf>> {
-    let mut words = view::words(rights.hidden);
-    words.push(find(SETPRIV)?);
+    let mut words = vec![find(SETPRIV)?];
     words.extend(rights.user.options(rights.kvm).into_iter().map(PathBuf::from));
     let drop = ["--no-new-privs", "--bounding-set=-all", "--inh-caps=-all", "--ambient-caps=-all", "--"];
     words.extend(drop.map(PathBuf::from));
@@ -217,9 +225,9 @@ mod tests {
     }
 
     fn confined(script: &str, log: Option<PathBuf>, fds: Vec<(OwnedFd, i32)>, hidden: &[PathBuf]) -> Process {
-        let rights = Rights { user: User::Reserved(crate::user::FIRST), kvm: false, hidden };
+        let rights = Rights { user: User::Reserved(crate::user::FIRST), kvm: false, hidden, folder: None };
         let args = vec!["-c".into(), script.into()];
-        Program { name: "sh", rights: Some(rights), args, fds, current_dir: None, log }.spawn().unwrap()
+        Program { name: "sh", rights: Some(rights), args, fds, log }.spawn().unwrap()
     }
 
     /// The child looks for what others keep, and is a user that may not even enter what is there.
@@ -241,7 +249,7 @@ mod tests {
         shell(&is, None, vec![]).finish(Duration::from_secs(10)).await.unwrap();
         // The control: the same program with the agent's own rights.
         let args = vec!["-c".into(), format!("cat {}/file", open.display()).into()];
-        let own = Program { name: "sh", rights: None, args, fds: vec![], current_dir: None, log: None };
+        let own = Program { name: "sh", rights: None, args, fds: vec![], log: None };
         own.spawn().unwrap().finish(Duration::from_secs(10)).await.unwrap();
     }
 

@@ -575,10 +575,10 @@ fn launch(what: &What<'_>, users: Pair, disks: Vec<CheckedDisk>, taps: &[String]
     };
     let log = |name: &str| Some(options.log_dir.join(name));
     let hidden = &options.hidden;
-    let rights = Rights { user: users.swtpm, kvm: false, hidden };
+    let rights = Rights { user: users.swtpm, kvm: false, hidden, folder: None };
     let swtpm = swtpm::spawn(&slot.join(state::VTPM), rights, key, tpm_control.into(), log("swtpm.log"))?;
-    let rights = Some(Rights { user: users.qemu, kvm: options.accel.accel == Accel::Kvm, hidden });
-    let qemu = Program { name: QEMU, rights, args, fds: inherited, current_dir: None, log: log("qemu.log") }.spawn()?;
+    let rights = Some(Rights { user: users.qemu, kvm: options.accel.accel == Accel::Kvm, hidden, folder: None });
+    let qemu = Program { name: QEMU, rights, args, fds: inherited, log: log("qemu.log") }.spawn()?;
     Ok(Parts { qemu, swtpm, qmp, console, vars: vars_id })
 }
 

@@ -70,10 +70,9 @@ fn program<'a>(
     let key = secret_pipe(key.derive(LABEL).expose(), rights.user)?;
     Ok(Program {
         name: SWTPM,
-        rights: Some(rights),
+        rights: Some(Rights { folder: Some(dir), ..rights }),
         args: argv().into_iter().map(Into::into).collect(),
         fds: vec![(control, CONTROL_FD), (key, KEY_FD)],
-        current_dir: Some(dir),
         log,
     })
 }
@@ -147,7 +146,7 @@ struct Offline {
 impl Offline {
     fn start(dir: &Path, user: User, key: &TransportKey) -> Result<Self> {
         let (control, theirs) = channel()?;
-        let rights = Rights { user, kvm: false, hidden: &[] };
+        let rights = Rights { user, kvm: false, hidden: &[], folder: None };
         let mut program = program(dir, rights, key, theirs, None)?;
         let (commands, theirs) = channel()?;
         program.args.extend(["--fd".into(), DATA_FD.to_string().into()]);

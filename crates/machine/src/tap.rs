@@ -61,17 +61,10 @@ pub(crate) async fn remove(name: &str) {
 }
 
 async fn ip(args: &[&str]) -> Result<()> {
-    Program {
-        name: IP,
-        rights: None,
-        args: args.iter().map(Into::into).collect(),
-        fds: Vec::new(),
-        current_dir: None,
-        log: None,
-    }
-    .spawn()?
-    .finish(DEADLINE)
-    .await
+    Program { name: IP, rights: None, args: args.iter().map(Into::into).collect(), fds: Vec::new(), log: None }
+        .spawn()?
+        .finish(DEADLINE)
+        .await
 }
 
 #[cfg(test)]

@@ -3,41 +3,67 @@
 //! descriptors, or as their working folder.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::sync::OnceLock;
+use std::thread;
+
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
+
+use crate::{Error, Result};
 
 /// Emptied for every VM; a host's store is added to these.
 pub const HIDDEN: [&str; 10] = ["/boot", "/home", "/media", "/mnt", "/opt", "/root", "/run", "/srv", "/tmp", "/var"];
 
-/// Folders up to `--`, then the program.
-const SCRIPT: &str = "while [ \"$1\" != -- ]; do \
-    if [ -d \"$1\" ]; then mount -t tmpfs -o ro,nosuid,nodev,noexec,mode=0555 hidden \"$1\" || exit 125; fi; shift; \
-    done; shift; exec \"$@\"";
+/// Does `start` where it sees neither `folders` nor [`HIDDEN`], working in `folder`, and so does the program that
+/// it starts; here where the kernel offers no such view.
+///
+/// View and working folder are one thread's: it is made for this and ends with it.
+pub(crate) fn start_within<T: Send>(
+    folders: &[PathBuf],
+    folder: Option<&Path>,
+    start: impl FnOnce() -> Result<T> + Send,
+) -> Result<T> {
+    let inside = || {
+        // Beside a view of its own the first gives the thread a working folder of its own.
+        let flags = if offered() { CloneFlags::CLONE_NEWNS } else { CloneFlags::CLONE_FS };
+        unshare(flags).map_err(system)?;
+        if let Some(folder) = folder {
+            rustix::process::chdir(folder).map_err(|errno| Error::io("enter", folder)(errno.into()))?;
+        }
+        if offered() {
+            empty(folders).map_err(system)?;
+        }
+        start()
+    };
+    thread::scope(|scope| match scope.spawn(inside).join() {
+        Ok(started) => started,
+        Err(panic) => std::panic::resume_unwind(panic),
+    })
+}
 
-/// The words that give the program behind them its own view, without `folders` too. None where the kernel does not
-/// offer one.
-pub(crate) fn words(folders: &[PathBuf]) -> Vec<PathBuf> {
-    if !offered() {
-        return Vec::new();
-    }
-    let mut words: Vec<PathBuf> =
-        ["unshare", "--mount", "--propagation", "private", "sh", "-c", SCRIPT, "sh"].map(PathBuf::from).to_vec();
+fn system(errno: nix::Error) -> Error {
+    Error::System { operation: "give a program a view of its own", source: errno.into() }
+}
+
+/// Empties `folders` and [`HIDDEN`] in this thread's view, which nobody else has.
+fn empty(folders: &[PathBuf]) -> nix::Result<()> {
+    let none = None::<&str>;
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)?;
+    let flags = MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     // First what may lie in another hidden folder, and would not be found any more.
-    words.extend(folders.iter().filter(|folder| folder.is_absolute()).cloned());
-    words.extend(HIDDEN.map(PathBuf::from));
-    words.push("--".into());
-    words
+    let given = folders.iter().map(PathBuf::as_path).filter(|folder| folder.is_absolute());
+    for folder in given.chain(HIDDEN.map(Path::new)).filter(|folder| folder.is_dir()) {
+        mount(Some("hidden"), folder, Some("tmpfs"), flags, Some("mode=0555"))?;
+    }
+    Ok(())
 }
 
 /// Whether this process may make mount namespaces. Found out once, by doing it.
 pub fn offered() -> bool {
     static OFFERED: OnceLock<bool> = OnceLock::new();
     *OFFERED.get_or_init(|| {
-        let mut command = Command::new("unshare");
-        command.args(["--mount", "--propagation", "private", "sh", "-c"]);
-        command.arg("mount -t tmpfs -o ro hidden /tmp").env_clear().env("PATH", crate::process::PATH);
-        let done = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status();
-        let offered = done.is_ok_and(|status| status.success());
+        let tried = thread::spawn(|| unshare(CloneFlags::CLONE_NEWNS).and_then(|()| empty(&[]))).join();
+        let offered = matches!(tried, Ok(Ok(())));
         if !offered {
             tracing::warn!("no mount namespaces here: VMs see the whole file system, with the rights of their user");
         }

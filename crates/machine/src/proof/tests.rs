@@ -32,7 +32,7 @@ impl Trial {
         args.extend(more.iter().map(OsString::from));
         let mut fds: Vec<(OwnedFd, i32)> = vec![(theirs.into(), QMP)];
         fds.extend(extra.map(|descriptor| (descriptor, EXTRA)));
-        let qemu = Program { name: QEMU, rights, args, fds, current_dir: None, log: None }.spawn().unwrap();
+        let qemu = Program { name: QEMU, rights, args, fds, log: None }.spawn().unwrap();
         let qmp = Qmp::connect(UnixStream::from_std(ours).unwrap()).await.unwrap();
         Self { qemu, qmp }
     }
@@ -59,7 +59,7 @@ impl Trial {
 }
 
 fn confined() -> Rights<'static> {
-    Rights { user: Pair::of(uuid::Uuid::new_v4()).unwrap().qemu, kvm: false, hidden: &[] }
+    Rights { user: Pair::of(uuid::Uuid::new_v4()).unwrap().qemu, kvm: false, hidden: &[], folder: None }
 }
 
 #[tokio::test]
