@@ -15,11 +15,12 @@ use drydock_tests::world::{DVM_ADDRESS, World, path};
 use key_protector::{Protector, TransportKey};
 use time::OffsetDateTime;
 
-use crate::search::contains;
 use crate::suite::{Row, Suite};
+use drydock_tests::search::contains;
 
 const SHORT: Duration = Duration::from_secs(120);
 const BOOT: Duration = Duration::from_secs(600);
+const SECTOR: usize = 512;
 
 /// A guest of its own owner's, provisioned, started once, switched off; and what is kept of its disk and state.
 pub(crate) struct Guest {
@@ -45,6 +46,15 @@ const GUEST: &[Row<Guest>] = &[
         must: "the vTPM keeps the key: the guest switches off, its disk shut",
         control: "with its own menu it boots and shows the owner's secret",
         run: another_menu,
+    },
+    Row {
+        name: "destroyed_variables_open_no_disk",
+        attacker: "fabric admin",
+        holds: "the slot in force while the VM is off; where the firmware keeps its Secure Boot keys",
+        tries: "overwrites the encrypted sectors of those keys, so that the firmware begins with Secure Boot off",
+        must: "the guest switches off, its disk shut",
+        control: "with its own variables it boots",
+        run: destroyed_variables,
     },
     Row {
         name: "a_stolen_disk_stays_shut_in_a_vm_with_a_console",
@@ -273,6 +283,34 @@ fn another_menu(guest: &mut Guest) -> Result<()> {
     guest.world.admin(&["vm", "start", "dvm"])?.ok()?;
     guest.ssh.wait(BOOT)?;
     ensure!(guest.ssh.ok("cat /root/secret", SHORT)?.trim() == "only-the-owner-knows", "the control");
+    guest.world.admin(&["vm", "stop", "dvm"])?.ok().map(drop)
+}
+
+fn destroyed_variables(guest: &mut Guest) -> Result<()> {
+    // Variables lie where the distribution's template has them: keys are written once, and others behind them.
+    let template = fs::read("/usr/share/OVMF/OVMF_VARS_4M.ms.fd")?;
+    let at = |name: &str| -> Result<usize> {
+        let name: Vec<u8> = name.encode_utf16().chain([0]).flat_map(u16::to_le_bytes).collect();
+        template.windows(name.len()).position(|bytes| bytes == name).context("no such variable in the template")
+    };
+    let keys = [at("PK")?, at("KEK")?, at("SecureBootEnable")?];
+    let vm = guest.world.store().join("vms/dvm");
+    let kept = guest.world.fabric("vm.kept");
+    copy_dir(&vm, &kept)?;
+    let vars = vm.join("slots").join(fs::read_to_string(vm.join("current"))?.trim()).join("vars.luks");
+    let mut bytes = fs::read(&vars)?;
+    // LUKS says in its header where the contents begin: big-endian, in sectors.
+    let contents = u32::from_be_bytes(bytes[104..108].try_into()?) as usize * SECTOR;
+    for key in keys {
+        let sector = contents + key / SECTOR * SECTOR;
+        bytes[sector..sector + SECTOR].fill(0xa5);
+    }
+    fs::write(&vars, bytes)?;
+    guest.switches_off()?;
+    fs::remove_dir_all(&vm)?;
+    fs::rename(&kept, &vm)?;
+    guest.world.admin(&["vm", "start", "dvm"])?.ok()?;
+    guest.ssh.wait(BOOT).context("the control")?;
     guest.world.admin(&["vm", "stop", "dvm"])?.ok().map(drop)
 }
 

@@ -13,8 +13,8 @@ use host::keys::LocalGuardians;
 use key_protector::{Guardian, GuardianPublic, KeyKind, Protector, Role};
 use time::{Duration, OffsetDateTime};
 
-use crate::search::contains;
 use crate::suite::{Row, Suite};
+use drydock_tests::search::contains;
 
 const SHORT: Span = Span::from_secs(60);
 const REFUSED: i32 = 3;

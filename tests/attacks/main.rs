@@ -11,7 +11,6 @@ mod local_users;
 mod policy;
 mod requests;
 mod rg_disk;
-mod search;
 mod secrets;
 mod socket;
 mod suite;

@@ -5,16 +5,13 @@ use std::process::Command;
 use std::time::Duration as Span;
 
 use anyhow::{Context, Result, ensure};
-use attestation::{HostPublicKey, P256Key};
 use drydock_tests::console::Console;
 use drydock_tests::process::{Finished, run as run_program};
+use drydock_tests::request::{Asker, request};
 use drydock_tests::tenant::recovery_guardian;
 use drydock_tests::world::{World, drydock, path};
 use key_protector::{Guardian, KeyKind, Protector, Role};
-use recovery::documents::{RecoveryRequest, write_request, write_request_file};
-use recovery::garage_key;
 use time::{Duration, OffsetDateTime};
-use uuid::Uuid;
 
 use crate::suite::{Row, Suite};
 
@@ -24,7 +21,7 @@ const PASSPHRASE: &str = "a long passphrase";
 /// A tenant host whose owner's keys are under a passphrase, and a garage that it knows.
 pub(crate) struct Tenant {
     world: World,
-    garage: P256Key,
+    garage: Asker,
     protector: Protector,
 }
 
@@ -57,10 +54,7 @@ pub(crate) fn run(suite: &mut Suite) {
 impl Tenant {
     fn new() -> Result<Self> {
         let world = World::new()?;
-        let garage = P256Key::generate()?;
-        let key = world.offline("vmre.pem");
-        fs::write(&key, HostPublicKey::from_der(&garage.public_der()?)?.to_pem())?;
-        world.tenant(&["garage", "import", &path(&key), "--name", "vmre"])?.ok()?;
+        let garage = Asker::known(&world)?;
         let protector = world.offline("dvm.xml");
         let made = [
             "guardian new safe --format pkcs12".to_owned(),
@@ -72,21 +66,6 @@ impl Tenant {
         let protector = Protector::parse(&fs::read(protector)?)?;
         Ok(Tenant { world, garage, protector })
     }
-}
-
-fn request(garage: &P256Key, protector: &Protector, guardian: &Guardian) -> Result<Vec<u8>> {
-    let request = RecoveryRequest {
-        recovery_id: Uuid::new_v4(),
-        vm_id: Uuid::new_v4(),
-        vm_name: "dvm".into(),
-        garage: "vmre (0123)".into(),
-        created: OffsetDateTime::now_utc().unix_timestamp(),
-        protector: String::from_utf8(protector.to_xml())?,
-        guardian: String::from_utf8(guardian.public().to_xml())?,
-    };
-    let document = write_request(&request, guardian)?;
-    let signature = garage.sign(&garage_key::signed_bytes(&document))?;
-    Ok(write_request_file(document, &HostPublicKey::from_der(&garage.public_der()?)?, &signature)?)
 }
 
 /// Runs `drydock` with the passphrase in a pipe, and says what is left in it.
@@ -106,7 +85,7 @@ fn with_pipe(world: &World, args: &str) -> Result<(Finished, String)> {
 fn shown_first(tenant: &mut Tenant) -> Result<()> {
     let guardian = recovery_guardian(Duration::hours(24))?;
     let (file, grant) = (tenant.world.offline("request"), tenant.world.offline("shown.grant"));
-    fs::write(&file, request(&tenant.garage, &tenant.protector, &guardian)?)?;
+    fs::write(&file, tenant.garage.ask(&request(&tenant.protector, &guardian)?, &guardian)?)?;
     let open = || {
         let line =
             format!("{} recovery grant {} --owner safe --out {}", drydock()?.display(), path(&file), path(&grant));
@@ -144,10 +123,10 @@ fn unread(tenant: &mut Tenant) -> Result<()> {
     let (good, long) = (recovery_guardian(Duration::hours(24))?, recovery_guardian(Duration::hours(100))?);
     let fabric = of(Role::Fabric, 1)?;
     let (foreign, _) = Protector::new(&of(Role::Owner, 1)?, &[], now)?;
-    let honest = request(&tenant.garage, &tenant.protector, &good)?;
+    let honest = tenant.garage.ask(&request(&tenant.protector, &good)?, &good)?;
     let mut flipped = honest.clone();
     flipped[honest.len() / 2] ^= 1;
-    let forged = request(&P256Key::generate()?, &tenant.protector, &good)?;
+    let forged = Asker::new()?.ask(&request(&tenant.protector, &good)?, &good)?;
     let (file, grant) = (tenant.world.offline("request"), tenant.world.offline("unread.grant"));
     let ask = |bytes: &[u8]| {
         fs::write(&file, bytes)?;
@@ -157,9 +136,9 @@ fn unread(tenant: &mut Tenant) -> Result<()> {
     for (what, bytes) in [
         ("an altered request", flipped),
         ("a forged request", forged),
-        ("somebody else's VM", request(&tenant.garage, &foreign, &good)?),
-        ("a guardian of another kind", request(&tenant.garage, &tenant.protector, &fabric)?),
-        ("a guardian of too long a life", request(&tenant.garage, &tenant.protector, &long)?),
+        ("somebody else's VM", tenant.garage.ask(&request(&foreign, &good)?, &good)?),
+        ("a guardian of another kind", tenant.garage.ask(&request(&tenant.protector, &fabric)?, &fabric)?),
+        ("a guardian of too long a life", tenant.garage.ask(&request(&tenant.protector, &long)?, &long)?),
     ] {
         let (done, left) = ask(&bytes)?;
         ensure!([3, 4].contains(&done.code), "{what}: exit code {}: {}", done.code, done.stderr);

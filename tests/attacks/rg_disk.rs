@@ -21,7 +21,6 @@ use crate::suite::{Row, Suite};
 const SHORT: Duration = Duration::from_secs(120);
 const REFUSED: i32 = 3;
 const KEY_RELEASE: i32 = 7;
-const UNREACHABLE: i32 = 11;
 const EXPORT: [&str; 6] = ["recovery", "export", "dvm", "--to", "vmre", "--copy"];
 const REINSTATE: [&str; 3] = ["recovery", "reinstate", "dvm"];
 const ABORT: [&str; 3] = ["recovery", "abort", "dvm"];
@@ -153,7 +152,7 @@ fn take_copies(world: &mut World) -> Result<Vec<(String, PathBuf)>> {
         Ok(())
     };
     for step in [Step::RgDiskMade, Step::Attached] {
-        die_in(world, &EXPORT, &format!("{step}:after"))?;
+        world.dies_at(&EXPORT, &format!("{step}:after"))?;
         take(world, &format!("{step}:after"))?;
     }
     world.admin(&EXPORT)?.ok()?;
@@ -162,7 +161,7 @@ fn take_copies(world: &mut World) -> Result<Vec<(String, PathBuf)>> {
     for step in [Step::Detached, Step::Verified, Step::Copied, Step::Swapped, Step::Started, Step::Merged] {
         for when in ["before", "after"] {
             let at = format!("{step}:{when}");
-            die_in(world, &REINSTATE, &at)?;
+            world.dies_at(&REINSTATE, &at)?;
             world.admin(&["vm", "stop", "dvm", "--force"])?;
             take(world, &at)?;
         }
@@ -170,15 +169,6 @@ fn take_copies(world: &mut World) -> Result<Vec<(String, PathBuf)>> {
     world.admin(&REINSTATE)?.ok()?;
     world.admin(&["vm", "stop", "dvm", "--force"])?.ok()?;
     Ok(taken)
-}
-
-fn die_in(world: &mut World, args: &[&str], point: &str) -> Result<()> {
-    world.kill_agent()?;
-    world.start_agent_with(&[("DRYDOCK_CRASH_AT", point)])?;
-    let done = world.admin(args)?;
-    world.agent_died().with_context(|| format!("at {point} nobody died: {}{}", done.stdout, done.stderr))?;
-    ensure!(done.code == UNREACHABLE, "at {point}, the command ended with {}: {}", done.code, done.stderr);
-    world.start_agent()
 }
 
 #[derive(Clone, Copy)]

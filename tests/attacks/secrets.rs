@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use drydock_tests::world::World;
 
-use crate::search::{Needles, files};
 use crate::suite::{Row, Suite};
+use drydock_tests::search::{Needles, files};
 
 const SHORT: Duration = Duration::from_secs(120);
 

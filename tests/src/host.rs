@@ -6,12 +6,15 @@ use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
 use crate::process::{Finished, Service, run};
 use crate::ssh::Ssh;
 use crate::world::{SWITCH, drydock, path};
+
+/// Exit code of a command whose agent is gone.
+const UNREACHABLE: i32 = 11;
 
 pub(crate) const SHORT: Duration = Duration::from_secs(60);
 pub(crate) const READY: Duration = Duration::from_secs(30);
@@ -196,6 +199,16 @@ impl Host {
     /// Waits for the end of an agent that is dying.
     pub fn agent_died(&mut self) -> Result<()> {
         self.agent.take().context("no agent runs")?.died(SHORT)
+    }
+
+    /// Runs a command whose agent dies at the point, and brings an agent back.
+    pub fn dies_at(&mut self, args: &[&str], point: &str) -> Result<()> {
+        self.kill_agent()?;
+        self.start_agent_with(&[("DRYDOCK_CRASH_AT", point)])?;
+        let done = self.admin(args)?;
+        self.agent_died().with_context(|| format!("at {point} nobody died: {}{}", done.stdout, done.stderr))?;
+        ensure!(done.code == UNREACHABLE, "at {point}, the command ended with {}: {}", done.code, done.stderr);
+        self.start_agent()
     }
 
     pub fn agent_log(&self) -> String {

@@ -10,6 +10,8 @@ pub mod host;
 pub mod images;
 pub mod process;
 pub mod report;
+pub mod request;
+pub mod search;
 pub mod second_agent;
 pub mod ssh;
 pub mod story;

@@ -18,7 +18,6 @@ const REFUSED: i32 = 3;
 const NOT_FOUND: i32 = 5;
 const WRONG_STATE: i32 = 6;
 const KEY_RELEASE: i32 = 7;
-const UNREACHABLE: i32 = 11;
 
 const DVM_OFF: [&str; 4] = ["vm", "stop", "dvm", "--force"];
 const VMRE_OFF: [&str; 4] = ["vm", "stop", "vmre", "--force"];
@@ -156,16 +155,6 @@ fn is_in_use(image: &Path) -> Result<bool> {
     }
 }
 
-/// Runs a command whose agent dies at the point, and brings an agent back.
-fn die_in(host: &mut Host, args: &[&str], point: &str) -> Result<()> {
-    host.kill_agent()?;
-    host.start_agent_with(&[("DRYDOCK_CRASH_AT", point)])?;
-    let done = host.admin(args)?;
-    host.agent_died().with_context(|| format!("at {point} nobody died: {}{}", done.stdout, done.stderr))?;
-    ensure!(done.code == UNREACHABLE, "at {point}, the command ended with {}: {}", done.code, done.stderr);
-    host.start_agent()
-}
-
 fn points(steps: impl IntoIterator<Item = Step>) -> Vec<String> {
     steps.into_iter().flat_map(|step| [format!("{step}:before"), format!("{step}:after")]).collect()
 }
@@ -187,14 +176,14 @@ fn an_export_to_a_file_survives_its_agent() -> Result<()> {
     let export = ["recovery", "export", "dvm", "--to-file", &file];
     let before = bench.world.fingerprint("vms/dvm")?;
     for at in points([Step::Held, Step::RgDiskMade]) {
-        die_in(&mut bench.world, &export, &at)?;
+        bench.world.dies_at(&export, &at)?;
         bench.world.admin(&export)?.ok().with_context(|| format!("again after {at}"))?;
         garage::container::read(&bench.here()).with_context(|| format!("the RG disk after {at}"))?;
         bench.world.admin(&ABORT)?.ok()?;
         unchanged(&bench.world, "dvm", &before, &at)?;
         bench.remove_files()?;
 
-        die_in(&mut bench.world, &export, &at)?;
+        bench.world.dies_at(&export, &at)?;
         bench.world.admin(&ABORT)?.ok().with_context(|| format!("abort after {at}"))?;
         unchanged(&bench.world, "dvm", &before, &at)?;
         bench.remove_files()?;
@@ -202,7 +191,7 @@ fn an_export_to_a_file_survives_its_agent() -> Result<()> {
     }
     // What a run leaves that is killed in the middle of the copy is taken over, and taken away by an abort.
     let partial = bench.world.fabric("dvm.vhdx.partial");
-    die_in(&mut bench.world, &export, "held:after")?;
+    bench.world.dies_at(&export, "held:after")?;
     fs::write(&partial, "half of it")?;
     bench.world.admin(&ABORT)?.ok()?;
     ensure!(!partial.exists() && !bench.here().exists(), "an abort leaves half a file");
@@ -223,12 +212,12 @@ fn an_attachment_survives_its_agent() -> Result<()> {
     bench.second.admin(&ABORT)?.ok()?;
     let before = bench.second.fingerprint("vms/vmre")?;
     for at in attach_points {
-        die_in(&mut bench.second, &attach, &at)?;
+        bench.second.dies_at(&attach, &at)?;
         bench.second.admin(&attach)?.ok().with_context(|| format!("again after {at}"))?;
         bench.second.admin(&ABORT)?.ok()?;
         unchanged(&bench.second, "vmre", &before, &at)?;
 
-        die_in(&mut bench.second, &attach, &at)?;
+        bench.second.dies_at(&attach, &at)?;
         bench.second.admin(&ABORT)?.ok().with_context(|| format!("abort after {at}"))?;
         unchanged(&bench.second, "vmre", &before, &at)?;
         println!("  survived: {at}");
@@ -243,7 +232,7 @@ fn an_attachment_survives_its_agent() -> Result<()> {
         fs::copy(bench.here(), bench.there())?;
         bench.second.admin(&attach)?.ok()?;
         fs::copy(&handed_back, bench.there())?;
-        die_in(&mut bench.second, &DETACH, &at)?;
+        bench.second.dies_at(&DETACH, &at)?;
         let again = bench.second.admin(&DETACH)?;
         let expected = if at == "closed:after" { NOT_FOUND } else { 0 };
         ensure!(again.code == expected, "detach again after {at}: {} {}", again.code, again.stderr);
@@ -265,7 +254,7 @@ fn a_reinstatement_from_a_file_survives_its_agent() -> Result<()> {
         bench.export()?;
         repair_copy(&bench.here(), REPAIRED.0, REPAIRED.1)?;
         hand_back_disk(&bench.world, &bench.here(), &Plan::default(), |_| Ok(()))?;
-        die_in(&mut bench.world, &reinstate, at)?;
+        bench.world.dies_at(&reinstate, at)?;
         if at == "swapped:before" {
             // From here on the file is not needed any more.
             bench.remove_files()?;

@@ -10,7 +10,6 @@ use drydock_tests::tenant::{Plan, hand_back, repair};
 use drydock_tests::world::World;
 use recovery::Step;
 
-const UNREACHABLE: i32 = 11;
 const NOT_FOUND: i32 = 5;
 
 const WRONG_STATE: i32 = 6;
@@ -37,16 +36,6 @@ fn world() -> Result<World> {
     Ok(world)
 }
 
-/// Runs a command whose agent dies at the point, and brings an agent back.
-fn die_in(world: &mut World, args: &[&str], point: &str) -> Result<()> {
-    world.kill_agent()?;
-    world.start_agent_with(&[("DRYDOCK_CRASH_AT", point)])?;
-    let done = world.admin(args)?;
-    world.agent_died().with_context(|| format!("at {point} nobody died: {}{}", done.stdout, done.stderr))?;
-    ensure!(done.code == UNREACHABLE, "at {point}, the command ended with {}: {}", done.code, done.stderr);
-    world.start_agent()
-}
-
 fn points(command: &str) -> Vec<(Step, String)> {
     let steps = Step::ALL.into_iter().filter(|step| step.command() == command);
     steps.flat_map(|step| [(step, format!("{step}:before")), (step, format!("{step}:after"))]).collect()
@@ -67,12 +56,12 @@ fn an_export_survives_its_agent() -> Result<()> {
     ensure!(points.len() == 8, "the steps of an export: {points:?}");
     for export in [&EXPORT[..], &EXPORT_COPY] {
         for (_, at) in &points {
-            die_in(&mut world, export, at)?;
+            world.dies_at(export, at)?;
             world.admin(export)?.ok().with_context(|| format!("again after {at}"))?;
             world.admin(&ABORT)?.ok()?;
             unchanged(&world, &before, at)?;
 
-            die_in(&mut world, export, at)?;
+            world.dies_at(export, at)?;
             world.admin(&ABORT)?.ok().with_context(|| format!("abort after {at}"))?;
             unchanged(&world, &before, at)?;
             println!("  survived: {at}");
@@ -180,7 +169,7 @@ fn survive_reinstate(export: &[&str]) -> Result<()> {
         let closed = step == Step::Closed && at.ends_with("after");
         // Given up.
         let before = prepare(&world, export)?;
-        die_in(&mut world, &REINSTATE, &at)?;
+        world.dies_at(&REINSTATE, &at)?;
         let aborted = world.admin(&ABORT)?;
         if closed {
             ensure!(aborted.code == NOT_FOUND, "a closed recovery is aborted: {}", aborted.stdout);
@@ -195,7 +184,7 @@ fn survive_reinstate(export: &[&str]) -> Result<()> {
         world.admin(&OFF)?.ok()?;
         // Gone on with.
         prepare(&world, export)?;
-        die_in(&mut world, &REINSTATE, &at)?;
+        world.dies_at(&REINSTATE, &at)?;
         if closed {
             let again = world.admin(&REINSTATE)?;
             ensure!(again.code == NOT_FOUND, "a closed recovery is closed again: {}", again.stdout);
@@ -226,7 +215,7 @@ fn a_kept_original_survives_its_agent() -> Result<()> {
     for export in [&EXPORT[..], &EXPORT_COPY] {
         for (_, at) in points("reinstate --keep-original") {
             let before = prepare(&world, export)?;
-            die_in(&mut world, &REINSTATE_AND_KEEP, &at)?;
+            world.dies_at(&REINSTATE_AND_KEEP, &at)?;
             again(&world, &REINSTATE_AND_KEEP, &at)?;
             world.admin(&OFF)?.ok()?;
             world.admin(&ROLLBACK)?.ok().with_context(|| format!("rollback after {at}"))?;
@@ -238,7 +227,7 @@ fn a_kept_original_survives_its_agent() -> Result<()> {
             world.admin(&REINSTATE_AND_KEEP)?.ok()?;
             // It runs, and stops when it must.
             world.admin(&OFF)?.ok()?;
-            die_in(&mut world, &ROLLBACK, &at)?;
+            world.dies_at(&ROLLBACK, &at)?;
             let again = world.admin(&ROLLBACK)?;
             let expected = if at.ends_with("after") { NOT_FOUND } else { 0 };
             ensure!(again.code == expected, "rollback again after {at}: {} {}", again.code, again.stderr);
@@ -251,7 +240,7 @@ fn a_kept_original_survives_its_agent() -> Result<()> {
                 prepare(&world, export)?;
                 world.admin(&REINSTATE_AND_KEEP)?.ok()?;
                 world.admin(&OFF)?.ok()?;
-                die_in(&mut world, &COMMIT, &at)?;
+                world.dies_at(&COMMIT, &at)?;
                 let again = world.admin(&COMMIT)?;
                 let expected = if at == "closed:after" { NOT_FOUND } else { 0 };
                 ensure!(again.code == expected, "commit again after {at}: {} {}", again.code, again.stderr);

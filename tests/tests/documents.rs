@@ -3,65 +3,29 @@
 use std::fs;
 
 use anyhow::{Context, Result, ensure};
-use attestation::{HostPublicKey, P256Key};
 use drydock_tests::denial::Denials;
 use drydock_tests::process::run;
+use drydock_tests::request::{Asker, request};
 use drydock_tests::tenant::{owner, recovery_guardian};
 use drydock_tests::world::{World, drydock, path};
 use key_protector::{Guardian, KeyKind, Protector, Role};
-use recovery::documents::{RecoveryRequest, write_request, write_request_file};
-use recovery::garage_key;
+use recovery::documents::{write_request, write_request_file};
 use time::{Duration, OffsetDateTime};
-use uuid::Uuid;
 
 const REFUSED: i32 = 3;
 const BAD_INPUT: i32 = 4;
 const NOT_FOUND: i32 = 5;
 const WRONG_STATE: i32 = 6;
 
-fn request(protector: &Protector, guardian: &Guardian) -> Result<RecoveryRequest> {
-    Ok(RecoveryRequest {
-        recovery_id: Uuid::new_v4(),
-        vm_id: Uuid::new_v4(),
-        vm_name: "dvm".into(),
-        garage: "vmre (0123)".into(),
-        created: OffsetDateTime::now_utc().unix_timestamp(),
-        protector: String::from_utf8(protector.to_xml())?,
-        guardian: String::from_utf8(guardian.public().to_xml())?,
-    })
-}
-
-/// A garage's key, in memory instead of in a vTPM.
-struct Garage(P256Key);
-
-impl Garage {
-    fn new() -> Result<Self> {
-        Ok(Garage(P256Key::generate()?))
-    }
-
-    fn public(&self) -> Result<HostPublicKey> {
-        Ok(HostPublicKey::from_der(&self.0.public_der()?)?)
-    }
-
-    fn request(&self, request: &RecoveryRequest, by: &Guardian) -> Result<Vec<u8>> {
-        let document = write_request(request, by)?;
-        let signature = self.0.sign(&garage_key::signed_bytes(&document))?;
-        Ok(write_request_file(document, &self.public()?, &signature)?)
-    }
-}
-
 #[test]
 fn a_grant_answers_a_good_request_only() -> Result<()> {
     let world = World::new()?;
-    let garage = Garage::new()?;
-    let key = world.offline("vmre.pem");
-    fs::write(&key, garage.public()?.to_pem())?;
-    world.tenant(&["garage", "import", &path(&key), "--name", "vmre"])?.ok()?;
+    let garage = Asker::known(&world)?;
     let mut denials = Denials::default();
     let owner = owner(&world)?;
     let (protector, _) = Protector::new(&owner, &[], OffsetDateTime::now_utc())?;
     let guardian = recovery_guardian(Duration::hours(24))?;
-    let good = garage.request(&request(&protector, &guardian)?, &guardian)?;
+    let good = garage.ask(&request(&protector, &guardian)?, &guardian)?;
     let file = world.offline("request");
     let grant = world.offline("grant");
     let (from, to) = (path(&file), path(&grant));
@@ -83,14 +47,14 @@ fn a_grant_answers_a_good_request_only() -> Result<()> {
     }
     refuse("a key protector", BAD_INPUT, "request", &protector.to_xml());
     let stranger = recovery_guardian(Duration::hours(24))?;
-    let signed_by_another = garage.request(&request(&protector, &guardian)?, &stranger)?;
+    let signed_by_another = garage.ask(&request(&protector, &guardian)?, &stranger)?;
     refuse("a request signed by another than its guardian", BAD_INPUT, "signed by another", &signed_by_another);
     let long = recovery_guardian(Duration::hours(100))?;
     refuse(
         "a guardian for four days",
         REFUSED,
         "longer than 72 hours",
-        &garage.request(&request(&protector, &long)?, &long)?,
+        &garage.ask(&request(&protector, &long)?, &long)?,
     );
     let now = OffsetDateTime::now_utc();
     let past = Guardian::generate(
@@ -100,7 +64,7 @@ fn a_grant_answers_a_good_request_only() -> Result<()> {
         now - Duration::hours(2),
         now - Duration::hours(1),
     )?;
-    refuse("an expired guardian", BAD_INPUT, "not valid now", &garage.request(&request(&protector, &past)?, &past)?);
+    refuse("an expired guardian", BAD_INPUT, "not valid now", &garage.ask(&request(&protector, &past)?, &past)?);
     let fabric = Guardian::generate(
         "fabric",
         Role::Fabric,
@@ -112,7 +76,7 @@ fn a_grant_answers_a_good_request_only() -> Result<()> {
         "a guardian that is not a recovery guardian",
         REFUSED,
         "not a recovery guardian",
-        &garage.request(&request(&protector, &fabric)?, &fabric)?,
+        &garage.ask(&request(&protector, &fabric)?, &fabric)?,
     );
     let other = Guardian::generate(
         "tenant",
@@ -126,18 +90,18 @@ fn a_grant_answers_a_good_request_only() -> Result<()> {
         "somebody else's VM",
         BAD_INPUT,
         "the VM belongs to",
-        &garage.request(&request(&foreign, &guardian)?, &guardian)?,
+        &garage.ask(&request(&foreign, &guardian)?, &guardian)?,
     );
 
     let mut elsewhere = request(&protector, &guardian)?;
     elsewhere.vm_name = "../../../tmp/dvm".into();
-    refuse("a VM's name that is a path", BAD_INPUT, "'vm_name'", &garage.request(&elsewhere, &guardian)?);
+    refuse("a VM's name that is a path", BAD_INPUT, "'vm_name'", &garage.ask(&elsewhere, &guardian)?);
     // The fabric makes a request of its own: it has a guardian, the protector, and everything but the garage's key.
-    let forger = Garage::new()?;
+    let forger = Asker::new()?;
     let asked = request(&protector, &guardian)?;
-    let forged = forger.request(&asked, &guardian)?;
+    let forged = forger.ask(&asked, &guardian)?;
     refuse("a request of a garage that is not the tenant's", REFUSED, "not one of yours", &forged);
-    let signature = forger.0.sign(&garage_key::signed_bytes(&write_request(&asked, &guardian)?))?;
+    let signature = forger.sign(&write_request(&asked, &guardian)?)?;
     let claimed = write_request_file(write_request(&asked, &guardian)?, &garage.public()?, &signature)?;
     refuse("a forged request under the garage's name", BAD_INPUT, "not signed by the garage 'vmre'", &claimed);
     let bare = write_request(&asked, &guardian)?;

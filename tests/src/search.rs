@@ -3,19 +3,19 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use crate::host::Host;
+use crate::tenant::owner;
 use anyhow::{Context, Result, ensure};
 use base64::prelude::{BASE64_STANDARD, Engine as _};
-use drydock_tests::tenant::owner;
-use drydock_tests::world::World;
 use key_protector::{Protector, TransportKey};
 use time::OffsetDateTime;
 
-pub(crate) fn contains(haystack: &[u8], needle: &[u8]) -> bool {
+pub fn contains(haystack: &[u8], needle: &[u8]) -> bool {
     memchr::memmem::find(haystack, needle).is_some()
 }
 
 /// Every file below a folder.
-pub(crate) fn files(root: &Path) -> Result<Vec<PathBuf>> {
+pub fn files(root: &Path) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(root).with_context(|| format!("cannot list {}", root.display()))? {
         let entry = entry?;
@@ -30,15 +30,16 @@ pub(crate) fn files(root: &Path) -> Result<Vec<PathBuf>> {
 
 /// The transport keys of a VM in every spelling. The owner can open every protector; so the test knows what to look for.
 #[derive(Default)]
-pub(crate) struct Needles(Vec<Vec<u8>>);
+pub struct Needles(Vec<Vec<u8>>);
 
 impl Needles {
-    pub(crate) fn add_vm(&mut self, world: &World, vm: &str) -> Result<()> {
-        for slot in fs::read_dir(world.store().join("vms").join(vm).join("slots"))? {
+    /// Those of all slots that a VM has on a host now.
+    pub fn add_vm(&mut self, host: &Host, vm: &str) -> Result<()> {
+        for slot in fs::read_dir(host.store().join("vms").join(vm).join("slots"))? {
             let file = slot?.path().join("protector.xml");
             // A start that was killed leaves a slot without one.
             if file.exists() {
-                self.add(&Protector::parse(&fs::read(file)?)?.open(&owner(world)?, OffsetDateTime::now_utc())?);
+                self.add(&Protector::parse(&fs::read(file)?)?.open(&owner(host)?, OffsetDateTime::now_utc())?);
             }
         }
         Ok(())
@@ -67,18 +68,18 @@ impl Needles {
     }
 
     /// How many keys there are, derived ones included.
-    pub(crate) fn keys(&self) -> usize {
+    pub fn keys(&self) -> usize {
         self.0.len() / 5
     }
 
     /// Fails if one of them is in `bytes`.
-    pub(crate) fn absent(&self, place: &str, bytes: &[u8]) -> Result<()> {
+    pub fn absent(&self, place: &str, bytes: &[u8]) -> Result<()> {
         ensure!(!self.0.iter().any(|needle| contains(bytes, needle)), "a key lies open in {place}");
         Ok(())
     }
 
     /// The same for every file below a folder; returns how many there were.
-    pub(crate) fn absent_below(&self, root: &Path) -> Result<usize> {
+    pub fn absent_below(&self, root: &Path) -> Result<usize> {
         let all = files(root)?;
         for file in &all {
             self.absent(&file.display().to_string(), &fs::read(file)?)?;
@@ -87,7 +88,7 @@ impl Needles {
     }
 
     /// The control: what is searched for is found where it is.
-    pub(crate) fn control(&self) -> Result<()> {
+    pub fn control(&self) -> Result<()> {
         let planted = self.0.last().context("no key")?;
         let found = self.absent("the control", &[b"xx", planted.as_slice(), b"yy"].concat());
         ensure!(found.is_err(), "nothing is ever found");
