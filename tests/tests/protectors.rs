@@ -67,6 +67,12 @@ fn a_vm_moves_to_the_fabrics_next_guardian() -> Result<()> {
     let bring = ["vm", "set-protector", "dvm", &change];
     world.admin(&bring)?.ok()?;
     ensure!(read(&fetch(&world, "still.xml")?)?.digest() == read(&first)?.digest(), "the change came at once");
+    denials.expect(
+        "a migration that would lose the change",
+        WRONG_STATE,
+        "key protector",
+        world.admin(&["vm", "migrate", "dvm", "--to", "127.0.0.1:9"]),
+    );
     // Taken back, it does nothing; the control for what follows.
     world.admin(&["vm", "set-protector", "dvm", "--drop"])?.ok()?;
     world.admin(&OFF)?.ok()?;

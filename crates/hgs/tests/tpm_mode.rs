@@ -118,6 +118,14 @@ async fn a_registered_tpm_with_a_good_boot_passes_and_gets_keys() {
     fabric.world.shut_down().await;
 }
 
+/// Two VMs that start at the same time, on one host.
+#[tokio::test]
+async fn two_attestations_at_once_do_not_disturb_each_other() {
+    let fabric = Fabric::with(&boot(true)).await;
+    let (first, second) = tokio::join!(fabric.attest(), fabric.attest());
+    assert!(first.is_ok() && second.is_ok(), "{:?} {:?}", first.err(), second.err());
+}
+
 #[tokio::test]
 async fn another_machines_endorsement_key_is_not_registered() {
     let fabric = Fabric::with(&boot(true)).await;

@@ -507,8 +507,9 @@ impl Agent {
     /// Takes an owner's change of the key protector for the next start.
     ///
     /// # Errors
-    /// `BadInput` for a change that is not for this; `WrongState` while a recovery holds the VM.
-    pub fn set_protector(&self, vm: &VmLock, change: Option<&[u8]>) -> Result<()> {
+    /// `BadInput` for a change that is not for this; `WrongState` while a recovery holds the VM, and after a hand-over.
+    pub fn set_protector(&self, vm: &mut VmLock, change: Option<&[u8]>) -> Result<()> {
+        vm.refuse_orphan()?;
         let dir = &vm.dir;
         if let Some(hold) = dir.hold()? {
             return Err(Error::new(Kind::WrongState, format!("{} is in recovery: {}", dir.name(), hold.reason))

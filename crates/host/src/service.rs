@@ -50,7 +50,7 @@ pub async fn vm_request(agent: &Agent, request: VmRequest, events: &Events) -> R
             json!({ "protector": text })
         }
         VmRequest::VmSetProtector { name, change } => {
-            agent.set_protector(&agent.lock(&name)?, change.as_deref().map(str::as_bytes))?;
+            agent.set_protector(&mut agent.lock(&name)?, change.as_deref().map(str::as_bytes))?;
             status(agent, &name)?
         }
         VmRequest::VmMigrate { name, to } => {

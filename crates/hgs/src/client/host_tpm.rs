@@ -12,6 +12,7 @@ use attestation::tpm::{EkPublic, MAX_LOG, QUOTED};
 use tempfile::TempDir;
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
+use tokio::sync::{Mutex, MutexGuard};
 use zeroize::Zeroizing;
 
 pub use seal::{Counter, Sealed};
@@ -54,6 +55,8 @@ pub struct HostTpm {
     event_log: PathBuf,
     folder: TempDir,
     endorsement_key: EkPublic,
+    /// What an attestation leaves in the folder between its steps is its own.
+    attesting: Mutex<()>,
 }
 
 impl HostTpm {
@@ -69,13 +72,24 @@ impl HostTpm {
         tools.run_flushed("tpm2_createek", &["-c", "ek.ctx", "-G", "rsa", "-u", "ek.pem", "-f", "pem"]).await?;
         let pem = tools.read("ek.pem")?;
         let endorsement_key = EkPublic::from_file(&pem).map_err(TpmError::EndorsementKey)?;
-        Ok(HostTpm { tcti: tcti.map(str::to_owned), event_log: event_log.to_owned(), endorsement_key, folder })
+        Ok(HostTpm {
+            tcti: tcti.map(str::to_owned),
+            event_log: event_log.to_owned(),
+            endorsement_key,
+            folder,
+            attesting: Mutex::default(),
+        })
     }
 
     /// What `drydock hgs add-host --tpm` takes.
     #[must_use]
     pub fn endorsement_key(&self) -> &EkPublic {
         &self.endorsement_key
+    }
+
+    /// One attestation at a time: hold this from its first step to its last.
+    pub(super) async fn attesting(&self) -> MutexGuard<'_, ()> {
+        self.attesting.lock().await
     }
 
     /// Makes an attestation key for this one attestation: its TPM2B_PUBLIC.

@@ -124,6 +124,7 @@ impl HgsClient {
             let request = request.ok_or(Error::EvidenceTooLarge)?;
             self.ask("attestation/v2.0/attest", &request, &identity).await
         };
+        let _alone = tpm.attesting().await;
         let attestation_key = tpm.make_attestation_key().await?;
         let ours = Context::new(Vec::new(), vec![(Blob::AttestationKey, attestation_key.clone())]);
         let Step::Continue(challenge) = step(&ours).await? else { return Err(self.not_an_answer(StatusCode::OK)) };

@@ -141,6 +141,14 @@ fn refuse_what_stays(agent: &Agent, vm: &mut VmLock) -> Result<()> {
     if let Some(hold) = vm.dir().hold()? {
         return Err(refuse(hold.reason).remedy(format!("drydock recovery status {name}")));
     }
+    if vm.dir().change()?.is_some() {
+        return Err(refuse(
+            "a change of its key protector waits for its next start, and would be void after the move".into(),
+        )
+        .remedy(format!(
+            "drydock vm stop {name} && drydock vm start {name}, or drydock vm set-protector {name} --drop"
+        )));
+    }
     let attached = !vm.dir().attached()?.is_empty() || vm.live().is_some_and(|live| live.running().has_guests_disks());
     if attached {
         return Err(
