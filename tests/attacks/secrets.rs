@@ -2,14 +2,17 @@
 //! of root's processes: see *Not protected*.
 
 use std::fs;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
-use std::path::Path;
-use std::process::Stdio;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
+use drydock_tests::process::run as run_program;
 use drydock_tests::world::World;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use crate::search::{Needles, files};
 use crate::suite::{Row, Suite};
@@ -25,6 +28,15 @@ const ROWS: &[Row<World>] = &[
         must: "nothing is found; no core dump can be made, the agent's memory is not swapped",
         control: "the same search finds a key that was planted",
         run: found_nowhere,
+    },
+    Row {
+        name: "a_crash_leaves_no_core",
+        attacker: "a fabric admin who makes processes crash, and whoever reads the dumps",
+        holds: "kill(1) and the kernel's core_pattern: to a file, to a program",
+        tries: "ends the agent, swtpm and QEMU of a running VM with SIGSEGV, SIGABRT and SIGQUIT, under both",
+        must: "nothing is dumped",
+        control: "any other process is, and to a program even one whose limit is 0",
+        run: crashes,
     },
     Row {
         name: "descriptors_of_a_vm_are_its_own",
@@ -81,13 +93,102 @@ fn found_nowhere(world: &mut World) -> Result<()> {
         }
         let limits = fs::read_to_string(format!("/proc/{process}/limits"))?;
         let core = limits.lines().find(|line| line.contains("core file size")).context("no limit")?;
-        ensure!(core.split_whitespace().nth(4) == Some("0"), "core dumps of {process}: {core}");
+        ensure!(core.split_whitespace().nth(4) == Some("1"), "core dumps of {process}: {core}");
     }
     let status = fs::read_to_string(format!("/proc/{agent}/status"))?;
     let locked = status.lines().find(|line| line.starts_with("VmLck:")).context("no VmLck")?;
     ensure!(locked.split_whitespace().nth(1) != Some("0"), "the agent's memory can be swapped: {locked}");
     absent_in_temp(&needles)?;
     needles.control()
+}
+
+fn crashes(world: &mut World) -> Result<()> {
+    // Somewhere that every user can write to, as a dump is written by who dies.
+    let dumps = tempfile::Builder::new().prefix("drydock-dumps-").tempdir_in("/var/tmp")?;
+    fs::set_permissions(dumps.path(), fs::Permissions::from_mode(0o777))?;
+    let program = dumps.path().join("take");
+    fs::write(&program, format!("#!/bin/sh\ncat > {}/core.$1\n", dumps.path().display()))?;
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755))?;
+    for pattern in [format!("{}/core.%p", dumps.path().display()), format!("|{} %p", program.display())] {
+        let to_program = pattern.starts_with('|');
+        let _restored = CorePattern::set(&pattern)?;
+        for signal in [Signal::SEGV, Signal::ABORT, Signal::QUIT] {
+            let qemu_pid = qemu(world)?;
+            let qemu = process(qemu_pid)?;
+            let swtpm = process(swtpm_beside(world, qemu_pid)?)?;
+            let agent = process(u64::from(world.agent_pid()?))?;
+            // The agent first: it would end the VM in order.
+            for victim in [agent, swtpm, qemu] {
+                crash(victim, signal)?;
+            }
+            world.agent_died()?;
+            let left = dumped(dumps.path())?;
+            ensure!(left.is_empty(), "{signal:?} under {pattern} left {left:?} of {agent:?}, {swtpm:?} and {qemu:?}");
+            world.start_agent_with(&[("DRYDOCK_LOG", "trace")])?;
+            world.admin(&["vm", "start", "dvm"])?.ok()?;
+        }
+        for (limit, expected) in [("unlimited", 1), ("0", usize::from(to_program))] {
+            let mut plain = Command::new("sh");
+            plain.args(["-c", &format!("ulimit -c {limit}; kill -SEGV $$")]);
+            ensure!(run_program(&mut plain, b"", SHORT)?.code != 0, "the control did not crash");
+            let left = dumped(dumps.path())?;
+            ensure!(left.len() == expected, "the control, limit {limit} under {pattern}: {left:?}");
+            for (path, bytes) in left {
+                ensure!(bytes > 0, "the control: nothing is in {}", path.display());
+                fs::remove_file(path)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Where the kernel puts core dumps, as it was before when dropped.
+struct CorePattern(String);
+
+impl CorePattern {
+    const FILE: &str = "/proc/sys/kernel/core_pattern";
+
+    fn set(pattern: &str) -> Result<Self> {
+        let before = fs::read_to_string(Self::FILE)?;
+        fs::write(Self::FILE, pattern).with_context(|| format!("{} must be open to this test", Self::FILE))?;
+        Ok(Self(before))
+    }
+}
+
+impl Drop for CorePattern {
+    fn drop(&mut self) {
+        if let Err(error) = fs::write(Self::FILE, &self.0) {
+            println!("{} is not restored to {}: {error}", Self::FILE, self.0);
+        }
+    }
+}
+
+fn dumped(folder: &Path) -> Result<Vec<(PathBuf, u64)>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder)?.flatten() {
+        if entry.file_name().to_string_lossy().starts_with("core") {
+            found.push((entry.path(), entry.metadata()?.len()));
+        }
+    }
+    Ok(found)
+}
+
+fn process(pid: u64) -> Result<Pid> {
+    i32::try_from(pid).ok().and_then(Pid::from_raw).context("no process id")
+}
+
+/// Until it has ended: the kernel has finished a dump before, and Rust's runtime passes over the first SIGSEGV that
+/// comes from outside.
+fn crash(victim: Pid, signal: Signal) -> Result<()> {
+    let descriptor = pidfd_open(victim, PidfdFlags::empty())?;
+    for _ in 0..2 {
+        pidfd_send_signal(&descriptor, signal)?;
+        let second = Timespec { tv_sec: 1, tv_nsec: 0 };
+        if poll(&mut [PollFd::new(&descriptor, PollFlags::IN)], Some(&second))? > 0 {
+            return Ok(());
+        }
+    }
+    bail!("{victim:?} lives on after {signal:?}")
 }
 
 /// Files that lie in the folder for temporary ones; others come and go there.
@@ -114,7 +215,7 @@ fn descriptors(world: &mut World) -> Result<()> {
     ensure!(seen >= 3, "at least disk, firmware variables and a log: {seen}");
     let open = world.fabric("open-to-all");
     fs::write(&open, "x")?;
-    fs::set_permissions(&open, std::os::unix::fs::PermissionsExt::from_mode(0o644))?;
+    fs::set_permissions(&open, fs::Permissions::from_mode(0o644))?;
     ensure!(is_closed_to_others(&open).is_err(), "the control");
     Ok(())
 }

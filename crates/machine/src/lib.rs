@@ -42,7 +42,7 @@ pub mod view;
 
 pub use error::Error;
 pub use orphan::{end_orphan, find_qemu, find_qemu_with};
-pub use process::PATH;
+pub use process::{PATH, forbid_core_dumps};
 pub use running::{Exit, Running, StartOptions};
 pub use spec::{Backing, DiskFormat, DiskSpec, Firmware, NicSpec, Policy, VmSpec};
 

@@ -68,7 +68,8 @@ pub(crate) struct Process {
 
 impl Program<'_> {
     pub(crate) fn spawn(self) -> Result<Process> {
-        no_core_dumps()?;
+        forbid_core_dumps()
+            .map_err(Error::system("forbid core dumps: set their limit to 1, not to 0 (LimitCORE=1)"))?;
         let mut words = match self.rights {
             None => Vec::new(),
             Some(rights) => confine(rights)?,
@@ -199,11 +200,22 @@ pub(crate) fn secret_pipe(secret: &[u8], user: User) -> Result<OwnedFd> {
     Ok(read)
 }
 
-/// Children inherit the limit. A VM's memory and keys must not end in a core file; this process
-/// holds keys too.
-fn no_core_dumps() -> Result<()> {
-    rustix::process::setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })
-        .map_err(Error::system("forbid core dumps"))
+/// This process and its children, which inherit both, leave no core dump. A VM's memory and keys must not end in one.
+///
+/// # Errors
+/// When the kernel refuses: a limit of 0 that somebody else has set cannot be raised to 1 without CAP_SYS_RESOURCE.
+pub fn forbid_core_dumps() -> std::io::Result<()> {
+    // Not 0: programs that take dumps from a pipe get them in spite of it, but not with this one (core(5)).
+    let limit = Rlimit { current: Some(1), maximum: Some(1) };
+    if rustix::process::getrlimit(Resource::Core) != limit {
+        rustix::process::setrlimit(Resource::Core, limit)?;
+    }
+    // Where one is made all the same, for example because root raised the limit, it has no memory in it.
+    const FILTER: &str = "/proc/self/coredump_filter";
+    if !std::fs::read_to_string(FILTER)?.trim().bytes().all(|digit| digit == b'0') {
+        std::fs::write(FILTER, "0")?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -248,7 +260,7 @@ mod tests {
     #[tokio::test]
     async fn a_child_gets_its_descriptor_no_environment_and_no_core() {
         let pipe = secret_pipe(b"hush", User::Reserved(crate::user::FIRST)).unwrap();
-        let script = r#"test "$(cat /dev/fd/7)" = hush && test -z "$HOME$CARGO_HOME" && test "$(ulimit -c)" = 0"#;
+        let script = r#"test "$(cat /proc/self/coredump_filter)" = 00000000 && test "$(cat /dev/fd/7)" = hush && test -z "$HOME$CARGO_HOME" && test "$(prlimit --core --noheadings --output SOFT,HARD | tr -s ' ')" = "1 1""#;
         let child = shell(script, None, vec![(pipe, 7)]);
         child.finish(Duration::from_secs(10)).await.unwrap();
     }

@@ -30,6 +30,8 @@ pub struct ProcessProof {
     pub capabilities: Capabilities,
     /// The larger of soft and hard limit in bytes; None is without limit.
     pub core_limit: Option<u64>,
+    /// What of its memory a core dump would hold; see core(5).
+    pub core_filter: u64,
     /// Bytes of it that are in swap now.
     pub swapped: u64,
     /// Whether it has a mount namespace of its own, beside the agent's.
@@ -123,6 +125,7 @@ impl ProcessProof {
                 ambient: bits("CapAmb"),
             },
             core_limit: core_limit(&process.join("limits"))?,
+            core_filter: core_filter(&process.join("coredump_filter"))?,
             swapped: u64::from(status.number("VmSwap")) << 10,
             private_view: view::is_private(&process),
             sees: hidden.iter().filter(|folder| !is_empty(&process, folder)).cloned().collect(),
@@ -188,6 +191,12 @@ fn core_limit(path: &Path) -> Result<Option<u64>> {
     let line = text.lines().find_map(|line| line.strip_prefix("Max core file size")).unwrap_or_default();
     let limits: Vec<Option<u64>> = line.split_whitespace().take(2).map(|word| word.parse().ok()).collect();
     Ok(limits.into_iter().collect::<Option<Vec<u64>>>().and_then(|limits| limits.into_iter().max()))
+}
+
+/// What cannot be read counts as everything.
+fn core_filter(path: &Path) -> Result<u64> {
+    let text = fs::read_to_string(path).map_err(Error::io("read", path))?;
+    Ok(u64::from_str_radix(text.trim(), 16).unwrap_or(u64::MAX))
 }
 
 /// Whether a folder has nothing in it, or is not there, as the process sees it.

@@ -81,9 +81,13 @@ fn of_process(name: &str, process: &ProcessProof) -> Vec<Statement> {
         ),
         statement(
             name,
-            "no core dump",
+            "no core dump, to a file or a program, and no memory in one",
             true,
-            unless(process.core_limit == Some(0), &|| format!("the limit is {:?}", process.core_limit)),
+            // Programs get dumps with a limit of 0, but not with 1: core(5).
+            unless(process.core_limit == Some(1), &|| format!("the limit is {:?}, not 1", process.core_limit))
+                .into_iter()
+                .chain(unless(process.core_filter == 0, &|| format!("the filter is {:x}", process.core_filter)))
+                .collect(),
         ),
         statement(
             name,
