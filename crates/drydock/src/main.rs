@@ -54,7 +54,7 @@ fn main() -> ExitCode {
 /// Keys pass through this process: no core dumps, no ptrace by others of the same user, nothing of it in swap.
 fn harden() {
     // First: the rest takes the right to. What fails here is told where a VM starts; below holds without it.
-    let _ = machine::forbid_core_dumps();
+    let _ = confine::forbid_core_dumps();
     let _ = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable);
     // Others have a limit, and beyond it allocations would fail.
     if rustix::process::geteuid().is_root() {

@@ -13,21 +13,18 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use command_fds::{CommandFdExt, FdMapping};
-
-use rustix::process::{Resource, Rlimit};
+use confine::{NO_CAPABILITY, PATH, forbid_core_dumps, view};
 use tokio::io::AsyncReadExt;
 use tokio::process::{Child, ChildStderr, Command};
 
 use crate::user::User;
-use crate::{Error, Result, view};
+use crate::{Error, Result};
 
 pub(crate) const QEMU: &str = "qemu-system-x86_64";
 pub(crate) const SWTPM: &str = "swtpm";
 pub(crate) const IP: &str = "ip";
 
 const SETPRIV: &str = "setpriv";
-/// Where programs are looked for: never where the caller's environment says.
-pub const PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// A guest can make QEMU write warnings; a log file stops growing here (bytes).
 const MAX_LOG: usize = 1 << 20;
@@ -42,7 +39,7 @@ pub(crate) struct Rights<'a> {
     pub(crate) user: User,
     /// It may use /dev/kvm.
     pub(crate) kvm: bool,
-    /// Folders that it does not see, beside [`view::HIDDEN`].
+    /// Folders that it does not see, beside [`HIDDEN`](view::HIDDEN).
     pub(crate) hidden: &'a [PathBuf],
 }
 
@@ -72,7 +69,7 @@ impl Program<'_> {
             .map_err(Error::system("forbid core dumps: set their limit to 1, not to 0 (LimitCORE=1)"))?;
         let mut words = match self.rights {
             None => Vec::new(),
-            Some(rights) => confine(rights)?,
+            Some(rights) => words_before(rights)?,
         };
         words.push(find(self.name)?);
         let mut command = Command::new(words.remove(0));
@@ -142,20 +139,17 @@ impl Process {
 }
 
 /// The words in front of a program that keep it within `rights`: it has no capability, and can gain none.
-fn confine(rights: Rights<'_>) -> Result<Vec<PathBuf>> {
+fn words_before(rights: Rights<'_>) -> Result<Vec<PathBuf>> {
     let mut words = view::words(rights.hidden);
     words.push(find(SETPRIV)?);
     words.extend(rights.user.options(rights.kvm).into_iter().map(PathBuf::from));
-    let drop = ["--no-new-privs", "--bounding-set=-all", "--inh-caps=-all", "--ambient-caps=-all", "--"];
-    words.extend(drop.map(PathBuf::from));
+    words.extend(NO_CAPABILITY.map(PathBuf::from));
+    words.push("--".into());
     Ok(words)
 }
 
 fn find(program: &'static str) -> Result<PathBuf> {
-    std::env::split_paths(PATH)
-        .map(|folder| folder.join(program))
-        .find(|path| path.is_file())
-        .ok_or_else(|| Error::ToolMissing { program, source: std::io::ErrorKind::NotFound.into() })
+    confine::find(program).map_err(|source| Error::ToolMissing { program, source })
 }
 
 fn open_log(path: &Path) -> Result<File> {
@@ -200,24 +194,6 @@ pub(crate) fn secret_pipe(secret: &[u8], user: User) -> Result<OwnedFd> {
     Ok(read)
 }
 
-/// This process and its children, which inherit both, leave no core dump. A VM's memory and keys must not end in one.
-///
-/// # Errors
-/// When the kernel refuses: a limit of 0 that somebody else has set cannot be raised to 1 without CAP_SYS_RESOURCE.
-pub fn forbid_core_dumps() -> std::io::Result<()> {
-    // Not 0: programs that take dumps from a pipe get them in spite of it, but not with this one (core(5)).
-    let limit = Rlimit { current: Some(1), maximum: Some(1) };
-    if rustix::process::getrlimit(Resource::Core) != limit {
-        rustix::process::setrlimit(Resource::Core, limit)?;
-    }
-    // Where one is made all the same, for example because root raised the limit, it has no memory in it.
-    const FILTER: &str = "/proc/self/coredump_filter";
-    if !std::fs::read_to_string(FILTER)?.trim().bytes().all(|digit| digit == b'0') {
-        std::fs::write(FILTER, "0")?;
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -260,7 +236,9 @@ mod tests {
     #[tokio::test]
     async fn a_child_gets_its_descriptor_no_environment_and_no_core() {
         let pipe = secret_pipe(b"hush", User::Reserved(crate::user::FIRST)).unwrap();
-        let script = r#"test "$(cat /proc/self/coredump_filter)" = 00000000 && test "$(cat /dev/fd/7)" = hush && test -z "$HOME$CARGO_HOME" && test "$(prlimit --core --noheadings --output SOFT,HARD | tr -s ' ')" = "1 1""#;
+        let script = r#"test "$(cat /dev/fd/7)" = hush && test -z "$HOME$CARGO_HOME" &&
+            test "$(cat /proc/self/coredump_filter)" = 00000000 &&
+            test "$(prlimit --core --raw --noheadings --output SOFT,HARD)" = "1 1""#;
         let child = shell(script, None, vec![(pipe, 7)]);
         child.finish(Duration::from_secs(10)).await.unwrap();
     }

@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 use aws_lc_rs::digest::{Context, SHA256};
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Result, view};
+use crate::{Error, Result};
+use confine::view;
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -24,6 +25,8 @@ pub struct ProcessProof {
     pub groups: Vec<u32>,
     /// The weakest of all threads: 0 none, 1 strict, 2 filter.
     pub seccomp: u32,
+    /// Filters beyond those that the agent has itself, and so its children, for example from its systemd unit.
+    pub own_seccomp_filters: u32,
     /// Of every thread.
     pub no_new_privs: bool,
     /// Of all threads together.
@@ -109,6 +112,7 @@ impl ProcessProof {
         }
         let bits = |name| threads.iter().map(|t| t.hex(name)).fold(0, |all, one| all | one);
         let uids = status.numbers("Uid");
+        let agent = Status::read(Path::new("/proc/self/status"))?;
         Ok(Self {
             pid,
             program: fs::read_link(&exe).map_err(Error::io("read", &exe))?,
@@ -116,6 +120,10 @@ impl ProcessProof {
             gids: status.numbers("Gid"),
             groups: status.numbers("Groups"),
             seccomp: threads.iter().map(|t| t.number("Seccomp")).min().unwrap_or_default(),
+            own_seccomp_filters: {
+                let filters = threads.iter().map(|t| t.number("Seccomp_filters")).min().unwrap_or_default();
+                filters.saturating_sub(agent.number("Seccomp_filters"))
+            },
             no_new_privs: threads.iter().all(|t| t.number("NoNewPrivs") == 1),
             capabilities: Capabilities {
                 inheritable: bits("CapInh"),

@@ -6,7 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use super::process::{Capabilities, Kind, ProcessProof};
 use super::{Proof, Subject};
-use crate::{qemu, user, view};
+use crate::{qemu, user};
+use confine::view;
 
 /// One sentence and whether it is true.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -65,7 +66,9 @@ fn of_process(name: &str, process: &ProcessProof) -> Vec<Statement> {
             name,
             "a seccomp filter on every thread",
             true,
-            unless(process.seccomp == 2, &|| format!("mode {}", process.seccomp)),
+            unless(process.seccomp == 2 && process.own_seccomp_filters > 0, &|| {
+                format!("mode {}, {} beyond the agent's", process.seccomp, process.own_seccomp_filters)
+            }),
         ),
         statement(
             name,

@@ -16,7 +16,8 @@ const SCRIPT: &str = "while [ \"$1\" != -- ]; do \
 
 /// The words that give the program behind them its own view, without `folders` too. None where the kernel does not
 /// offer one.
-pub(crate) fn words(folders: &[PathBuf]) -> Vec<PathBuf> {
+#[must_use]
+pub fn words(folders: &[PathBuf]) -> Vec<PathBuf> {
     if !offered() {
         return Vec::new();
     }
@@ -35,7 +36,7 @@ pub fn offered() -> bool {
     *OFFERED.get_or_init(|| {
         let mut command = Command::new("unshare");
         command.args(["--mount", "--propagation", "private", "sh", "-c"]);
-        command.arg("mount -t tmpfs -o ro hidden /tmp").env_clear().env("PATH", crate::process::PATH);
+        command.arg("mount -t tmpfs -o ro hidden /tmp").env_clear().env("PATH", crate::PATH);
         let done = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status();
         let offered = done.is_ok_and(|status| status.success());
         if !offered {
@@ -45,8 +46,8 @@ pub fn offered() -> bool {
     })
 }
 
-/// Whether a process has a view of its own, and not this one's.
-pub(crate) fn is_private(process: &Path) -> bool {
+/// Whether a process, by its folder in /proc, has a view of its own, and not this one's.
+pub fn is_private(process: &Path) -> bool {
     let namespace = |process: &Path| std::fs::read_link(process.join("ns/mnt")).ok();
     let theirs = namespace(process);
     theirs.is_some() && theirs != namespace(Path::new("/proc/self"))
