@@ -39,6 +39,15 @@ const ROWS: &[Row<World>] = &[
         run: crashes,
     },
     Row {
+        name: "the_agent_has_no_right_that_it_does_not_need",
+        attacker: "who took over an agent",
+        holds: "the agent's rights, on a guarded host and in local mode",
+        tries: "makes a device node, opens a raw socket, raises a limit, changes its root",
+        must: "every thread has the documented capabilities only and can gain none; each attempt is refused",
+        control: "root without the agent's restriction has more, and succeeds",
+        run: rights,
+    },
+    Row {
         name: "descriptors_of_a_vm_are_its_own",
         attacker: "another process on the host",
         holds: "the list of what QEMU, swtpm and the agent have open",
@@ -175,6 +184,75 @@ fn dumped(folder: &Path) -> Result<Vec<(PathBuf, u64)>> {
 
 fn process(pid: u64) -> Result<Pid> {
     i32::try_from(pid).ok().and_then(Pid::from_raw).context("no process id")
+}
+
+/// As docs/hardening.md has them, and their numbers in capability.h.
+const RIGHTS: [(&str, u32); 10] = [
+    ("chown", 0),
+    ("dac_override", 1),
+    ("kill", 5),
+    ("setgid", 6),
+    ("setuid", 7),
+    ("setpcap", 8),
+    ("net_admin", 12),
+    ("ipc_lock", 14),
+    ("sys_ptrace", 19),
+    ("sys_admin", 21),
+];
+/// Those of an agent in local mode beside them.
+const LOCAL_RIGHTS: [(&str, u32); 2] = [("fowner", 3), ("fsetid", 4)];
+
+fn rights(world: &mut World) -> Result<()> {
+    let local: Vec<(&str, u32)> = RIGHTS.iter().chain(&LOCAL_RIGHTS).copied().collect();
+    has_only(world.agent_pid()?, &RIGHTS)?;
+    world.kill_agent()?;
+    world.start_local_agent()?;
+    let checked = has_only(world.agent_pid()?, &local);
+    world.kill_agent()?;
+    fs::remove_file(world.store().join("guardians/tenant.pem"))?;
+    world.start_agent_with(&[("DRYDOCK_LOG", "trace")])?;
+    checked?;
+    ensure!(has_only(std::process::id(), &local).is_err(), "the control: this test has no more than an agent");
+
+    let folder = tempfile::tempdir()?;
+    let names: String = local.iter().map(|(name, _)| format!(",+{name}")).collect();
+    let bounding = format!("--bounding-set=-all{names}");
+    for attempt in [
+        "mknod node b 8 0",
+        "python3 -c 'import socket; socket.socket(socket.AF_INET, socket.SOCK_RAW, 1)'",
+        "prlimit --core=0:0 prlimit --core=1:1 true",
+        "chroot / true",
+    ] {
+        let mut taken_over = Command::new("setpriv");
+        taken_over.args(["--no-new-privs", &bounding, "sh", "-c", attempt]).current_dir(folder.path());
+        ensure!(run_program(&mut taken_over, b"", SHORT)?.code != 0, "the agent's rights suffice for: {attempt}");
+        let mut root = Command::new("sh");
+        root.args(["-c", attempt]).current_dir(folder.path());
+        run_program(&mut root, b"", SHORT)?.ok().with_context(|| format!("the control: {attempt}"))?;
+    }
+    Ok(())
+}
+
+/// That no thread has a capability beside these, can gain one, or has fewer.
+fn has_only(process: u32, rights: &[(&str, u32)]) -> Result<()> {
+    let expected = rights.iter().fold(0u64, |all, (_, number)| all | 1 << number);
+    let mut threads = 0;
+    for thread in fs::read_dir(format!("/proc/{process}/task"))?.flatten() {
+        let Ok(status) = fs::read_to_string(thread.path().join("status")) else { continue };
+        let field = |name: &str| -> Result<u64> {
+            let line = status.lines().find_map(|line| line.strip_prefix(name)).context("no such field")?;
+            Ok(u64::from_str_radix(line.trim_start_matches(':').trim(), 16)?)
+        };
+        for (name, value) in
+            [("CapBnd", expected), ("CapPrm", expected), ("CapEff", expected), ("CapInh", 0), ("CapAmb", 0)]
+        {
+            ensure!(field(name)? == value, "{name} of {process} is {:x}, not {value:x}", field(name)?);
+        }
+        ensure!(field("NoNewPrivs")? == 1, "{process} can gain privileges");
+        threads += 1;
+    }
+    ensure!(threads > 0, "{process} has no threads");
+    Ok(())
 }
 
 /// Until it has ended: the kernel has finished a dump before, and Rust's runtime passes over the first SIGSEGV that

@@ -12,6 +12,7 @@ mod keyring;
 mod output;
 mod protector;
 mod recovery_cmd;
+mod rights;
 mod vm;
 
 use std::process::ExitCode;
