@@ -32,6 +32,7 @@ lint: bootstrap
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --features drydock-fuzz/libfuzzer --locked -- -D warnings
 	scripts/licences
+	scripts/units
 
 unit: build
 	cargo test --workspace --locked --exclude drydock-tests

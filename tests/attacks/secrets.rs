@@ -2,14 +2,17 @@
 //! of root's processes: see *Not protected*.
 
 use std::fs;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
-use std::path::Path;
-use std::process::Stdio;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
+use drydock_tests::process::run as run_program;
 use drydock_tests::world::World;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use crate::suite::{Row, Suite};
 use drydock_tests::search::{Needles, files};
@@ -25,6 +28,24 @@ const ROWS: &[Row<World>] = &[
         must: "nothing is found; no core dump can be made, the agent's memory is not swapped",
         control: "the same search finds a key that was planted",
         run: found_nowhere,
+    },
+    Row {
+        name: "a_crash_leaves_no_core",
+        attacker: "a fabric admin who makes processes crash, and whoever reads the dumps",
+        holds: "kill(1) and the kernel's core_pattern: to a file, to a program",
+        tries: "ends the agent, swtpm and QEMU of a running VM with SIGSEGV, SIGABRT and SIGQUIT, under both",
+        must: "nothing is dumped",
+        control: "any other process is, and to a program even one whose limit is 0",
+        run: crashes,
+    },
+    Row {
+        name: "the_agent_has_no_right_that_it_does_not_need",
+        attacker: "who took over an agent",
+        holds: "the agent's rights, on a guarded host and in local mode",
+        tries: "makes a device node, opens a raw socket, raises a limit, changes its root",
+        must: "every thread has the documented capabilities only and can gain none; each attempt is refused",
+        control: "root without the agent's restriction has more, and succeeds",
+        run: rights,
     },
     Row {
         name: "descriptors_of_a_vm_are_its_own",
@@ -81,13 +102,171 @@ fn found_nowhere(world: &mut World) -> Result<()> {
         }
         let limits = fs::read_to_string(format!("/proc/{process}/limits"))?;
         let core = limits.lines().find(|line| line.contains("core file size")).context("no limit")?;
-        ensure!(core.split_whitespace().nth(4) == Some("0"), "core dumps of {process}: {core}");
+        ensure!(core.split_whitespace().nth(4) == Some("1"), "core dumps of {process}: {core}");
     }
     let status = fs::read_to_string(format!("/proc/{agent}/status"))?;
     let locked = status.lines().find(|line| line.starts_with("VmLck:")).context("no VmLck")?;
     ensure!(locked.split_whitespace().nth(1) != Some("0"), "the agent's memory can be swapped: {locked}");
     absent_in_temp(&needles)?;
     needles.control()
+}
+
+fn crashes(world: &mut World) -> Result<()> {
+    // Somewhere that every user can write to, as a dump is written by who dies.
+    let dumps = tempfile::Builder::new().prefix("drydock-dumps-").tempdir_in("/var/tmp")?;
+    fs::set_permissions(dumps.path(), fs::Permissions::from_mode(0o777))?;
+    let program = dumps.path().join("take");
+    fs::write(&program, format!("#!/bin/sh\ncat > {}/core.$1\n", dumps.path().display()))?;
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755))?;
+    for pattern in [format!("{}/core.%p", dumps.path().display()), format!("|{} %p", program.display())] {
+        let to_program = pattern.starts_with('|');
+        let _restored = CorePattern::set(&pattern)?;
+        for signal in [Signal::SEGV, Signal::ABORT, Signal::QUIT] {
+            let qemu_pid = qemu(world)?;
+            let qemu = process(qemu_pid)?;
+            let swtpm = process(swtpm_beside(world, qemu_pid)?)?;
+            let agent = process(u64::from(world.agent_pid()?))?;
+            // The agent first: it would end the VM in order.
+            for victim in [agent, swtpm, qemu] {
+                crash(victim, signal)?;
+            }
+            world.agent_died()?;
+            let left = dumped(dumps.path())?;
+            ensure!(left.is_empty(), "{signal:?} under {pattern} left {left:?} of {agent:?}, {swtpm:?} and {qemu:?}");
+            world.start_agent_with(&[("DRYDOCK_LOG", "trace")])?;
+            world.admin(&["vm", "start", "dvm"])?.ok()?;
+        }
+        for (limit, expected) in [("unlimited", 1), ("0", usize::from(to_program))] {
+            let mut plain = Command::new("sh");
+            plain.args(["-c", &format!("ulimit -c {limit}; kill -SEGV $$")]);
+            ensure!(run_program(&mut plain, b"", SHORT)?.code != 0, "the control did not crash");
+            let left = dumped(dumps.path())?;
+            ensure!(left.len() == expected, "the control, limit {limit} under {pattern}: {left:?}");
+            for (path, bytes) in left {
+                ensure!(bytes > 0, "the control: nothing is in {}", path.display());
+                fs::remove_file(path)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Where the kernel puts core dumps, as it was before when dropped.
+struct CorePattern(String);
+
+impl CorePattern {
+    const FILE: &str = "/proc/sys/kernel/core_pattern";
+
+    fn set(pattern: &str) -> Result<Self> {
+        let before = fs::read_to_string(Self::FILE)?;
+        fs::write(Self::FILE, pattern).with_context(|| format!("{} must be open to this test", Self::FILE))?;
+        Ok(Self(before))
+    }
+}
+
+impl Drop for CorePattern {
+    fn drop(&mut self) {
+        if let Err(error) = fs::write(Self::FILE, &self.0) {
+            println!("{} is not restored to {}: {error}", Self::FILE, self.0);
+        }
+    }
+}
+
+fn dumped(folder: &Path) -> Result<Vec<(PathBuf, u64)>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder)?.flatten() {
+        if entry.file_name().to_string_lossy().starts_with("core") {
+            found.push((entry.path(), entry.metadata()?.len()));
+        }
+    }
+    Ok(found)
+}
+
+fn process(pid: u64) -> Result<Pid> {
+    i32::try_from(pid).ok().and_then(Pid::from_raw).context("no process id")
+}
+
+/// As docs/hardening.md has them, and their numbers in capability.h.
+const RIGHTS: [(&str, u32); 10] = [
+    ("chown", 0),
+    ("dac_override", 1),
+    ("kill", 5),
+    ("setgid", 6),
+    ("setuid", 7),
+    ("setpcap", 8),
+    ("net_admin", 12),
+    ("ipc_lock", 14),
+    ("sys_ptrace", 19),
+    ("sys_admin", 21),
+];
+/// Those of an agent in local mode beside them.
+const LOCAL_RIGHTS: [(&str, u32); 2] = [("fowner", 3), ("fsetid", 4)];
+
+fn rights(world: &mut World) -> Result<()> {
+    let local: Vec<(&str, u32)> = RIGHTS.iter().chain(&LOCAL_RIGHTS).copied().collect();
+    has_only(world.agent_pid()?, &RIGHTS)?;
+    world.kill_agent()?;
+    world.start_local_agent()?;
+    let checked = has_only(world.agent_pid()?, &local);
+    world.kill_agent()?;
+    fs::remove_file(world.store().join("guardians/tenant.pem"))?;
+    world.start_agent_with(&[("DRYDOCK_LOG", "trace")])?;
+    checked?;
+    ensure!(has_only(std::process::id(), &local).is_err(), "the control: this test has no more than an agent");
+
+    let folder = tempfile::tempdir()?;
+    let names: String = local.iter().map(|(name, _)| format!(",+{name}")).collect();
+    let bounding = format!("--bounding-set=-all{names}");
+    for attempt in [
+        "mknod node b 8 0",
+        "python3 -c 'import socket; socket.socket(socket.AF_INET, socket.SOCK_RAW, 1)'",
+        "prlimit --core=0:0 prlimit --core=1:1 true",
+        "chroot / true",
+    ] {
+        let mut taken_over = Command::new("setpriv");
+        taken_over.args(["--no-new-privs", &bounding, "sh", "-c", attempt]).current_dir(folder.path());
+        ensure!(run_program(&mut taken_over, b"", SHORT)?.code != 0, "the agent's rights suffice for: {attempt}");
+        let mut root = Command::new("sh");
+        root.args(["-c", attempt]).current_dir(folder.path());
+        run_program(&mut root, b"", SHORT)?.ok().with_context(|| format!("the control: {attempt}"))?;
+    }
+    Ok(())
+}
+
+/// That no thread has a capability beside these, can gain one, or has fewer.
+fn has_only(process: u32, rights: &[(&str, u32)]) -> Result<()> {
+    let expected = rights.iter().fold(0u64, |all, (_, number)| all | 1 << number);
+    let mut threads = 0;
+    for thread in fs::read_dir(format!("/proc/{process}/task"))?.flatten() {
+        let Ok(status) = fs::read_to_string(thread.path().join("status")) else { continue };
+        let field = |name: &str| -> Result<u64> {
+            let line = status.lines().find_map(|line| line.strip_prefix(name)).context("no such field")?;
+            Ok(u64::from_str_radix(line.trim_start_matches(':').trim(), 16)?)
+        };
+        for (name, value) in
+            [("CapBnd", expected), ("CapPrm", expected), ("CapEff", expected), ("CapInh", 0), ("CapAmb", 0)]
+        {
+            ensure!(field(name)? == value, "{name} of {process} is {:x}, not {value:x}", field(name)?);
+        }
+        ensure!(field("NoNewPrivs")? == 1, "{process} can gain privileges");
+        threads += 1;
+    }
+    ensure!(threads > 0, "{process} has no threads");
+    Ok(())
+}
+
+/// Until it has ended: the kernel has finished a dump before, and Rust's runtime passes over the first SIGSEGV that
+/// comes from outside.
+fn crash(victim: Pid, signal: Signal) -> Result<()> {
+    let descriptor = pidfd_open(victim, PidfdFlags::empty())?;
+    for _ in 0..2 {
+        pidfd_send_signal(&descriptor, signal)?;
+        let second = Timespec { tv_sec: 1, tv_nsec: 0 };
+        if poll(&mut [PollFd::new(&descriptor, PollFlags::IN)], Some(&second))? > 0 {
+            return Ok(());
+        }
+    }
+    bail!("{victim:?} lives on after {signal:?}")
 }
 
 /// Files that lie in the folder for temporary ones; others come and go there.
@@ -114,7 +293,7 @@ fn descriptors(world: &mut World) -> Result<()> {
     ensure!(seen >= 3, "at least disk, firmware variables and a log: {seen}");
     let open = world.fabric("open-to-all");
     fs::write(&open, "x")?;
-    fs::set_permissions(&open, std::os::unix::fs::PermissionsExt::from_mode(0o644))?;
+    fs::set_permissions(&open, fs::Permissions::from_mode(0o644))?;
     ensure!(is_closed_to_others(&open).is_err(), "the control");
     Ok(())
 }

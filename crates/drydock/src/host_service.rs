@@ -20,8 +20,8 @@ use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::cli::{AccelArg, Host, Service};
-use crate::keyring;
 use crate::output::Output;
+use crate::{keyring, rights};
 
 const HOST_KEY: &str = "host-key.pem";
 
@@ -40,6 +40,7 @@ pub(crate) fn run(command: Host, socket: &Path, out: &Output) -> Result<()> {
             })
         }
         Host::Serve { service, local, accel, offline, migration_listen } => {
+            out.note(&format!("rights: {}", rights::reduce(local)?));
             let store = Store::open(&service.store)?;
             let runtime = runtime()?;
             let keys = if local {

@@ -12,6 +12,7 @@ mod keyring;
 mod output;
 mod protector;
 mod recovery_cmd;
+mod rights;
 mod vm;
 
 use std::process::ExitCode;
@@ -53,8 +54,8 @@ fn main() -> ExitCode {
 
 /// Keys pass through this process: no core dumps, no ptrace by others of the same user, nothing of it in swap.
 fn harden() {
-    let none = rustix::process::Rlimit { current: Some(0), maximum: Some(0) };
-    let _ = rustix::process::setrlimit(rustix::process::Resource::Core, none);
+    // First: the rest takes the right to. What fails here is told where a VM starts; below holds without it.
+    let _ = confine::forbid_core_dumps();
     let _ = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable);
     // Others have a limit, and beyond it allocations would fail.
     if rustix::process::geteuid().is_root() {

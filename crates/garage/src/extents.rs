@@ -5,8 +5,8 @@ use std::fmt;
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
-use std::process::{Command, Stdio};
 
+use confine::Shown;
 use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, SeqAccess, Visitor};
 
@@ -79,9 +79,7 @@ fn mapped(source: &Source, size: u64, cancel: &Cancel, each: &mut dyn FnMut(Exte
     const OP: &str = "find the data of the image";
     let opts = image_opts(&source.path, source.format, None);
     let args: [&OsStr; 4] = ["map".as_ref(), "--output=json".as_ref(), "--image-opts".as_ref(), &opts];
-    let mut command = Command::new(QEMU_IMG);
-    command.args(args).stdout(Stdio::piped());
-    let mut running = Running::spawn(QEMU_IMG, command, &source.path)?;
+    let mut running = Running::qemu_img(&[Shown::Read(&source.path)], &args, &source.path)?;
     let nothing = || Error::ToolAnswer { tool: QEMU_IMG, path: source.path.clone(), what: "nothing" };
     let stdout = running.child.stdout.take().ok_or_else(nothing)?;
     let parsed = read_map(stdout, &source.path, size, cancel, each)?;

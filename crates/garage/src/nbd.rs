@@ -1,7 +1,8 @@
 //! Random access to an image through `qemu-nbd` on a private socket.
 //!
 //! This is how the host reads the small parts of a VHDX that comes back, and hashes disks: QEMU reads the
-//! format, memory stays constant, nothing is unpacked to a temporary file, and a hash costs one pass. The
+//! format, memory stays constant, nothing is unpacked to a temporary file, and a hash costs one pass. It gets the socket
+//! that it listens on from us, as from systemd, since it sees no folder to make one in. The
 //! client speaks the fixed newstyle handshake with `NBD_OPT_EXPORT_NAME` and simple replies (NBD protocol,
 //! NetworkBlockDevice/nbd `doc/proto.md`), one request at a time. The server is our own child, but its
 //! answers are checked as if it were not.
@@ -9,21 +10,25 @@
 use std::ffi::OsStr;
 use std::io::{self, Read, Write};
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::process::Stdio;
+use std::time::Duration;
 
-use tempfile::TempDir;
+use command_fds::{CommandFdExt, FdMapping};
+use confine::Shown;
 
 use crate::blocks::{Blocks, check_range};
 use crate::error::{Error, Result};
-use crate::qemu::Running;
+use crate::qemu::{Running, not_started};
 
 const QEMU_NBD: &str = "qemu-nbd";
-/// How long the server may take to open its socket, and to answer one request.
-const START_DEADLINE: Duration = Duration::from_secs(30);
+/// Puts the process's own number where the program looks for whether the sockets that it inherited are meant for it
+/// (sd_listen_fds(3)).
+const ACTIVATE: &str = "LISTEN_FDS=1 LISTEN_PID=$$ exec \"$@\"";
+/// The first of such sockets.
+const LISTEN_FD: i32 = 3;
+/// How long the server may take to answer one request.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(120);
 /// Largest request, well under what every server takes (32 MiB).
 const MAX_REQUEST: usize = 1 << 20;
@@ -48,8 +53,8 @@ pub(crate) struct Nbd {
     size: u64,
     cookie: u64,
     path: PathBuf,
-    /// Our own server and the folder of its socket, which only this user can enter.
-    server: Option<(Running, TempDir)>,
+    /// Our own.
+    server: Option<Running>,
 }
 
 impl Nbd {
@@ -61,12 +66,19 @@ impl Nbd {
             .tempdir()
             .map_err(Error::io(path, "create a private folder"))?;
         let socket = folder.path().join("socket");
-        let mut command = Command::new(QEMU_NBD);
-        command.arg("--image-opts").arg("--read-only").arg("--socket").arg(&socket);
-        command.arg(opts).stdout(Stdio::null());
-        let mut server = Running::spawn(QEMU_NBD, command, path)?;
-        let stream = connect(&mut server, &socket, path)?;
-        Self::greet(stream, path, Some((server, folder)))
+        let failed = || Error::io(path, "make a socket for");
+        let listener = UnixListener::bind(&socket).map_err(failed())?;
+        let stream = UnixStream::connect(&socket).and_then(with_deadlines).map_err(failed())?;
+        // Nobody else connects to it.
+        folder.close().map_err(failed())?;
+        let program = confine::find(QEMU_NBD).map_err(not_started(QEMU_NBD, path))?;
+        let mut command = confine::tool("sh", &[Shown::Read(path)]).map_err(not_started("sh", path))?;
+        command.args(["-c", ACTIVATE, "sh"]).arg(program);
+        command.arg("--image-opts").arg("--read-only").arg(opts).stdout(Stdio::null());
+        let listener = FdMapping { parent_fd: listener.into(), child_fd: LISTEN_FD };
+        command.fd_mappings(vec![listener]).map_err(|error| failed()(io::Error::other(error)))?;
+        let server = Running::spawn(QEMU_NBD, command, path)?;
+        Self::greet(stream, path, Some(server))
     }
 
     /// Reads from a server that somebody else runs.
@@ -77,7 +89,7 @@ impl Nbd {
         Self::greet(stream, socket, None)
     }
 
-    fn greet(stream: UnixStream, path: &Path, server: Option<(Running, TempDir)>) -> Result<Self> {
+    fn greet(stream: UnixStream, path: &Path, server: Option<Running>) -> Result<Self> {
         let mut nbd = Self { stream, size: 0, cookie: 0, path: path.to_owned(), server };
         match nbd.handshake() {
             Ok(size) => nbd.size = size,
@@ -86,11 +98,11 @@ impl Nbd {
         Ok(nbd)
     }
 
-    /// A server that cannot open the image may have listened before it found out: then that is the error.
+    /// A server that cannot open the image ends: then that is the error.
     fn refused(mut self, error: io::Error) -> Error {
         let gone = [io::ErrorKind::ConnectionReset, io::ErrorKind::UnexpectedEof, io::ErrorKind::BrokenPipe];
         if gone.contains(&error.kind())
-            && let Some((server, _folder)) = &mut self.server
+            && let Some(server) = &mut self.server
             && let Ok(status) = server.child.wait()
             && !status.success()
         {
@@ -103,7 +115,7 @@ impl Nbd {
     pub(crate) fn close(mut self) -> Result<()> {
         let failed = Error::io(&self.path, "close through qemu-nbd");
         let sent = self.send(Request::Disconnect, 0, 0);
-        let Some((server, _folder)) = &mut self.server else {
+        let Some(server) = &mut self.server else {
             return sent.map_err(failed);
         };
         let status = sent.and_then(|()| server.child.wait()).map_err(failed)?;
@@ -188,22 +200,6 @@ impl Blocks for Nbd {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
-    }
-}
-
-fn connect(server: &mut Running, socket: &Path, path: &Path) -> Result<UnixStream> {
-    let failed = || Error::io(path, "talk to qemu-nbd");
-    let deadline = Instant::now() + START_DEADLINE;
-    loop {
-        match UnixStream::connect(socket) {
-            Ok(stream) => return with_deadlines(stream).map_err(failed()),
-            Err(error) if Instant::now() >= deadline => return Err(failed()(error)),
-            Err(_) => {}
-        }
-        if let Some(status) = server.child.try_wait().map_err(failed())? {
-            return Err(server.failure("open the image", path, status));
-        }
-        thread::sleep(Duration::from_millis(5));
     }
 }
 

@@ -4,20 +4,26 @@
 //! that is written into an image can make QEMU open another file.
 
 use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+
+use confine::Shown;
 
 use crate::container::{Format, Source};
 use crate::error::{Error, Result};
 use crate::progress::{Cancel, Progress};
 use crate::qemu::{self, image_opts};
 
-/// Makes an empty overlay for a disk of `size` bytes in the new file `path`, whatever the disk's size, in the same
-/// time.
+/// Makes an empty overlay for a disk of `size` bytes in the file `path`, whatever the disk's size, in the same time.
 pub fn create(path: &Path, size: u64, cancel: &Cancel) -> Result<()> {
     let size = size.to_string();
     let args: [&OsStr; 6] =
         ["create".as_ref(), "-q".as_ref(), "-f".as_ref(), "qcow2".as_ref(), path.as_os_str(), size.as_ref()];
-    qemu::run("create an overlay", path, &args, cancel, &mut |_| {}).map(drop)
+    // The tool is shown files that are there, and may make none.
+    let mut options = File::options();
+    options.write(true).create(true).truncate(true).mode(0o600).open(path).map_err(Error::io(path, "create"))?;
+    qemu::run("create an overlay", &[Shown::Write(path)], &args, cancel, &mut |_| {}).map(drop)
 }
 
 /// Checks that the garage's QEMU left a whole overlay of a disk of `size` bytes behind. Space that was reserved and
@@ -27,7 +33,7 @@ pub fn check(path: &Path, size: u64, cancel: &Cancel) -> Result<()> {
     const LEAKS: &str = "exit status: 3";
     let opts = image_opts(path, Format::Qcow2, None);
     let args: [&OsStr; 4] = ["check".as_ref(), "-q".as_ref(), "--image-opts".as_ref(), &opts];
-    match qemu::run("check an overlay", path, &args, cancel, &mut |_| {}) {
+    match qemu::run("check an overlay", &[Shown::Read(path)], &args, cancel, &mut |_| {}) {
         Err(Error::Tool { status, .. }) if status == LEAKS => {}
         other => drop(other?),
     }
@@ -46,7 +52,8 @@ pub fn merge(overlay: &Path, backing: &Source, progress: &dyn Fn(Progress), canc
     opts.push(",");
     opts.push(prefixed(&image_opts(&backing.path, backing.format, None)));
     let args: [&OsStr; 5] = ["commit".as_ref(), "-p".as_ref(), "-d".as_ref(), "--image-opts".as_ref(), &opts];
-    qemu::convert("merge an overlay", overlay, &args, cancel, &mut |percent| {
+    let files = [Shown::Write(overlay), Shown::Write(&backing.path)];
+    qemu::convert("merge an overlay", &files, &args, cancel, &mut |percent| {
         let bytes = (total as f64 * percent / 100.0) as u64;
         progress(Progress { bytes: bytes.min(total), total });
     })

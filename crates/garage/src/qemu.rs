@@ -4,12 +4,13 @@
 //! disk's contents nor a file's name can make QEMU open something else.
 
 use std::ffi::{OsStr, OsString};
-use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io::{self, Read};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::thread::{self, JoinHandle};
 
+use confine::Shown;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::Deserialize;
 
@@ -18,10 +19,10 @@ use crate::error::{Error, Result};
 use crate::progress::Cancel;
 
 pub(crate) const QEMU_IMG: &str = "qemu-img";
-/// Where tools are looked for: never where the caller's environment says.
-const PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
 /// Most bytes of a tool's complaint that go into an error.
 const MAX_STDERR: u64 = 4096;
+/// Most bytes that `qemu-img info` says of an image.
+const MAX_INFO: usize = 1 << 20;
 /// How long a cancelled operation may go on, and how often children are looked after.
 const TICK: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
 
@@ -72,13 +73,13 @@ pub(crate) fn vhdx_block_size(total: u64) -> u64 {
 /// Runs a subcommand with `-p` and reports its percent.
 pub(crate) fn convert(
     op: &'static str,
-    path: &Path,
+    files: &[Shown<'_>],
     args: &[&OsStr],
     cancel: &Cancel,
     percent: &mut dyn FnMut(f64),
 ) -> Result<()> {
     let mut line = PercentLine::default();
-    run(op, path, args, cancel, &mut |bytes| {
+    run(op, files, args, cancel, &mut |bytes| {
         if let Some(value) = line.push(bytes) {
             percent(value);
         }
@@ -96,8 +97,9 @@ pub(crate) fn virtual_size(path: &Path, format: Format, cancel: &Cancel) -> Resu
     let opts = image_opts(path, format, None);
     let args: [&OsStr; 4] = ["info".as_ref(), "--output=json".as_ref(), "--image-opts".as_ref(), &opts];
     let mut out = Vec::new();
-    run("inspect the image", path, &args, cancel, &mut |bytes| {
-        out.extend_from_slice(bytes);
+    run("inspect the image", &[Shown::Read(path)], &args, cancel, &mut |bytes| {
+        let room = MAX_INFO - out.len();
+        out.extend_from_slice(&bytes[..bytes.len().min(room)]);
     })?;
     serde_json::from_slice::<Info>(&out).map(|info| info.virtual_size).map_err(|_| Error::ToolAnswer {
         tool: QEMU_IMG,
@@ -111,20 +113,20 @@ pub(crate) fn replay_log(path: &Path, cancel: &Cancel) -> Result<()> {
     let opts = image_opts(path, Format::Vhdx, None);
     let args: [&OsStr; 6] =
         ["check".as_ref(), "-q".as_ref(), "-r".as_ref(), "all".as_ref(), "--image-opts".as_ref(), &opts];
-    run("replay the VHDX log", path, &args, cancel, &mut |_| {}).map(drop)
+    run("replay the VHDX log", &[Shown::Write(path)], &args, cancel, &mut |_| {}).map(drop)
 }
 
+/// Runs `qemu-img` on these files, the first of which is for errors.
 pub(crate) fn run(
     op: &'static str,
-    path: &Path,
+    files: &[Shown<'_>],
     args: &[&OsStr],
     cancel: &Cancel,
     output: &mut dyn FnMut(&[u8]),
 ) -> Result<()> {
     cancel.check()?;
-    let mut command = Command::new(QEMU_IMG);
-    command.args(args).stdout(Stdio::piped());
-    let mut child = Running::spawn(QEMU_IMG, command, path)?;
+    let path = files.first().map_or(Path::new(""), |file| file.path());
+    let mut child = Running::qemu_img(files, args, path)?;
     if let Some(mut stdout) = child.child.stdout.take() {
         let mut buffer = [0u8; 4096];
         loop {
@@ -150,38 +152,38 @@ pub(crate) fn run(
     Err(child.failure(op, path, status))
 }
 
-/// A child process that does not outlive its owner.
+/// A tool, confined, that does not outlive its owner.
 pub(crate) struct Running {
     tool: &'static str,
     pub(crate) child: Child,
-    stderr: File,
+    complaint: Option<JoinHandle<Vec<u8>>>,
 }
 
 impl Running {
-    /// Spawns with an environment of its own and an anonymous file for complaints, which cannot block the child.
+    pub(crate) fn qemu_img(files: &[Shown<'_>], args: &[&OsStr], path: &Path) -> Result<Self> {
+        let mut command = confine::tool(QEMU_IMG, files).map_err(not_started(QEMU_IMG, path))?;
+        command.args(args).stdout(Stdio::piped());
+        Self::spawn(QEMU_IMG, command, path)
+    }
+
+    /// Spawns, and listens to complaints, so that they cannot block the child.
     pub(crate) fn spawn(tool: &'static str, mut command: Command, path: &Path) -> Result<Self> {
-        let stderr = tempfile::tempfile().map_err(Error::io(path, "start a tool"))?;
-        let writer = stderr.try_clone().map_err(Error::io(path, "start a tool"))?;
-        let child = command
-            .env_clear()
-            .env("PATH", PATH)
-            .env("LC_ALL", "C")
-            .stdin(Stdio::null())
-            .stderr(writer)
-            .spawn()
-            .map_err(|error| match error.kind() {
-                io::ErrorKind::NotFound => Error::ToolMissing { tool },
-                _ => Error::io(path, "start a tool")(error),
-            })?;
-        Ok(Self { tool, child, stderr })
+        let mut child = command.stderr(Stdio::piped()).spawn().map_err(not_started(tool, path))?;
+        let complaint = child.stderr.take().map(|mut stderr| {
+            thread::spawn(move || {
+                let mut text = Vec::new();
+                // What cannot be read of it is left out: the failure itself is what counts.
+                let _ = (&mut stderr).take(MAX_STDERR).read_to_end(&mut text);
+                let _ = io::copy(&mut stderr, &mut io::sink());
+                text
+            })
+        });
+        Ok(Self { tool, child, complaint })
     }
 
     /// The error for a child that has ended badly.
     pub(crate) fn failure(&mut self, op: &'static str, path: &Path, status: ExitStatus) -> Error {
-        let mut text = Vec::new();
-        // What cannot be read of the complaint is left out: the failure itself is what counts.
-        let _ = self.stderr.seek(SeekFrom::Start(0));
-        let _ = (&self.stderr).take(MAX_STDERR).read_to_end(&mut text);
+        let text = self.complaint.take().and_then(|complaint| complaint.join().ok()).unwrap_or_default();
         let stderr = String::from_utf8_lossy(&text).trim().replace('\n', "; ");
         if stderr.contains("log that needs to be replayed") {
             return Error::DirtyLog { path: path.to_owned() };
@@ -190,6 +192,14 @@ impl Running {
             return Error::Busy { path: path.to_owned() };
         }
         Error::Tool { tool: self.tool, op, path: path.to_owned(), status: status.to_string(), stderr }
+    }
+}
+
+pub(crate) fn not_started(tool: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
+    let path = path.to_owned();
+    move |error| match error.kind() {
+        io::ErrorKind::NotFound if confine::find(tool).is_err() => Error::ToolMissing { tool },
+        _ => Error::io(&path, "start a tool for")(error),
     }
 }
 

@@ -11,10 +11,11 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use command_fds::{CommandFdExt, FdMapping};
+use confine::PATH;
 use raw_cpuid::{CpuId, Hypervisor};
 use serde::{Deserialize, Serialize};
 
-use crate::process::{PATH, QEMU};
+use crate::process::QEMU;
 use crate::user;
 
 /// What executes the guest's instructions.

@@ -10,7 +10,7 @@
 //! | [`qemu`] | typed spec to QEMU command line; pure |
 //! | [`disk`] | what a disk image must not bring along, and its description for QEMU |
 //! | [`tap`] | a VM's port on a virtual switch |
-//! | [`user`], [`view`] | who QEMU and swtpm run as, and what they see of the file system |
+//! | [`user`] | who QEMU and swtpm run as; what they see of the file system is `confine`'s |
 //! | [`proof`] | what a running VM exposes, as kernel and QEMU say |
 //! | [`running`] | a live VM; its overlays merged while it runs; its state passed to another host's QEMU, or taken from one |
 //!
@@ -38,11 +38,9 @@ mod swtpm;
 mod swtpm_ctrl;
 pub mod tap;
 pub mod user;
-pub mod view;
 
 pub use error::Error;
 pub use orphan::{end_orphan, find_qemu, find_qemu_with};
-pub use process::PATH;
 pub use running::{Exit, Running, StartOptions};
 pub use spec::{Backing, DiskFormat, DiskSpec, Firmware, NicSpec, Policy, VmSpec};
 

@@ -13,22 +13,19 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use command_fds::{CommandFdExt, FdMapping};
-
-use rustix::process::{Resource, Rlimit};
+use confine::{NO_CAPABILITY, PATH, forbid_core_dumps, view};
 use tokio::io::AsyncReadExt;
 use tokio::process::{Child, ChildStderr, Command};
 use tokio::runtime::Handle;
 
 use crate::user::User;
-use crate::{Error, Result, view};
+use crate::{Error, Result};
 
 pub(crate) const QEMU: &str = "qemu-system-x86_64";
 pub(crate) const SWTPM: &str = "swtpm";
 pub(crate) const IP: &str = "ip";
 
 const SETPRIV: &str = "setpriv";
-/// Where programs are looked for: never where the caller's environment says.
-pub const PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// A guest can make QEMU write warnings; a log file stops growing here (bytes).
 const MAX_LOG: usize = 1 << 20;
@@ -43,7 +40,7 @@ pub(crate) struct Rights<'a> {
     pub(crate) user: User,
     /// It may use /dev/kvm.
     pub(crate) kvm: bool,
-    /// Folders that it does not see, beside [`view::HIDDEN`].
+    /// Folders that it does not see, beside [`HIDDEN`](view::HIDDEN).
     pub(crate) hidden: &'a [PathBuf],
     /// Where it works; without one, where the agent does.
     pub(crate) folder: Option<&'a Path>,
@@ -70,10 +67,11 @@ pub(crate) struct Process {
 
 impl Program<'_> {
     pub(crate) fn spawn(self) -> Result<Process> {
-        no_core_dumps()?;
+        forbid_core_dumps()
+            .map_err(Error::system("forbid core dumps: set their limit to 1, not to 0 (LimitCORE=1)"))?;
         let mut words = match self.rights {
             None => Vec::new(),
-            Some(rights) => confine(rights)?,
+            Some(rights) => words_before(rights)?,
         };
         words.push(find(self.name)?);
         let mut command = Command::new(words.remove(0));
@@ -97,17 +95,17 @@ impl Program<'_> {
             Some(path) => Some(open_log(path)?),
             None => None,
         };
-        let mut start = || command.spawn().map_err(Error::system("start a program"));
-        let mut child = match self.rights {
-            None => start()?,
+        let child = match self.rights {
+            None => command.spawn(),
             Some(rights) => {
                 let runtime = Handle::current();
                 view::start_within(rights.hidden, rights.folder, || {
                     let _tokio = runtime.enter();
-                    start()
-                })?
+                    command.spawn()
+                })
             }
         };
+        let mut child = child.map_err(Error::system("start a program"))?;
         let tail = Arc::new(Mutex::new(VecDeque::new()));
         let stderr = child.stderr.take();
         let log_task = tokio::spawn(keep_log(stderr, log, Arc::clone(&tail)));
@@ -150,19 +148,16 @@ impl Process {
 }
 
 /// The words in front of a program that keep it within `rights`: it has no capability, and can gain none.
-fn confine(rights: Rights<'_>) -> Result<Vec<PathBuf>> {
+fn words_before(rights: Rights<'_>) -> Result<Vec<PathBuf>> {
     let mut words = vec![find(SETPRIV)?];
     words.extend(rights.user.options(rights.kvm).into_iter().map(PathBuf::from));
-    let drop = ["--no-new-privs", "--bounding-set=-all", "--inh-caps=-all", "--ambient-caps=-all", "--"];
-    words.extend(drop.map(PathBuf::from));
+    words.extend(NO_CAPABILITY.map(PathBuf::from));
+    words.push("--".into());
     Ok(words)
 }
 
 fn find(program: &'static str) -> Result<PathBuf> {
-    std::env::split_paths(PATH)
-        .map(|folder| folder.join(program))
-        .find(|path| path.is_file())
-        .ok_or_else(|| Error::ToolMissing { program, source: std::io::ErrorKind::NotFound.into() })
+    confine::find(program).map_err(|source| Error::ToolMissing { program, source })
 }
 
 fn open_log(path: &Path) -> Result<File> {
@@ -207,13 +202,6 @@ pub(crate) fn secret_pipe(secret: &[u8], user: User) -> Result<OwnedFd> {
     Ok(read)
 }
 
-/// Children inherit the limit. A VM's memory and keys must not end in a core file; this process
-/// holds keys too.
-fn no_core_dumps() -> Result<()> {
-    rustix::process::setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })
-        .map_err(Error::system("forbid core dumps"))
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -256,7 +244,9 @@ mod tests {
     #[tokio::test]
     async fn a_child_gets_its_descriptor_no_environment_and_no_core() {
         let pipe = secret_pipe(b"hush", User::Reserved(crate::user::FIRST)).unwrap();
-        let script = r#"test "$(cat /dev/fd/7)" = hush && test -z "$HOME$CARGO_HOME" && test "$(ulimit -c)" = 0"#;
+        let script = r#"test "$(cat /dev/fd/7)" = hush && test -z "$HOME$CARGO_HOME" &&
+            test "$(cat /proc/self/coredump_filter)" = 00000000 &&
+            test "$(prlimit --core --raw --noheadings --output SOFT,HARD)" = "1 1""#;
         let child = shell(script, None, vec![(pipe, 7)]);
         child.finish(Duration::from_secs(10)).await.unwrap();
     }

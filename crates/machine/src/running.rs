@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use confine::view;
 use key_protector::TransportKey;
 use serde_json::{Value, json};
 use tokio::net::UnixStream;
@@ -30,7 +31,7 @@ use crate::qmp::{Command, Qmp};
 use crate::record::SealedRecord;
 use crate::spec::{DiskSpec, Policy, VmSpec};
 use crate::user::{Pair, User};
-use crate::{Error, Result, disk, state, swtpm, tap, view};
+use crate::{Error, Result, disk, state, swtpm, tap};
 
 /// How a VM is started, beside what it is.
 #[derive(Clone, Debug)]
@@ -40,7 +41,7 @@ pub struct StartOptions {
     pub log_dir: PathBuf,
     /// A serial console. Refused for a shielded VM.
     pub console: bool,
-    /// Folders that its processes do not see, beside [`crate::view::HIDDEN`]: the store.
+    /// Folders that its processes do not see, beside [`view::HIDDEN`]: the store.
     pub hidden: Vec<PathBuf>,
 }
 

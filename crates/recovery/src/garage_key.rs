@@ -178,7 +178,7 @@ async fn tpm(dir: &Path, args: &[&str]) -> Result<()> {
     let output = Command::new("tpm2")
         .args(args)
         .current_dir(dir)
-        .env("PATH", machine::PATH)
+        .env("PATH", confine::PATH)
         .env("TPM2TOOLS_TCTI", TCTI)
         .stdin(Stdio::null())
         .kill_on_drop(true)

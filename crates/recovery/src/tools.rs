@@ -20,7 +20,7 @@ fn present(what: &str) -> bool {
     if what.starts_with('/') {
         return Path::new(what).exists();
     }
-    std::env::split_paths(machine::PATH).any(|dir| dir.join(what).is_file())
+    std::env::split_paths(confine::PATH).any(|dir| dir.join(what).is_file())
 }
 
 fn missing() -> Vec<&'static str> {
@@ -46,7 +46,7 @@ pub(crate) async fn ensure(install: bool, events: &Events) -> Result<()> {
     let output = Command::new("apt-get")
         .args(["install", "-y", "--no-install-recommends"])
         .args(&packages)
-        .env("PATH", machine::PATH)
+        .env("PATH", confine::PATH)
         .env("DEBIAN_FRONTEND", "noninteractive")
         .stdin(Stdio::null())
         .output()

@@ -9,6 +9,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use attestation::tpm::{EkPublic, MAX_LOG, QUOTED};
+use confine::PATH;
 use tempfile::TempDir;
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
@@ -17,8 +18,6 @@ use zeroize::Zeroizing;
 
 pub use seal::{Counter, Sealed};
 
-/// Where the tools are looked for: never where the caller's environment says.
-const PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
 /// A hardware TPM takes up to half a minute for an RSA key.
 const DEADLINE: Duration = Duration::from_secs(120);
 /// Far above anything the tools write for us.

@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 use aws_lc_rs::digest::{Context, SHA256};
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Result, view};
+use crate::{Error, Result};
+use confine::view;
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -24,12 +25,16 @@ pub struct ProcessProof {
     pub groups: Vec<u32>,
     /// The weakest of all threads: 0 none, 1 strict, 2 filter.
     pub seccomp: u32,
+    /// Filters beyond those that the agent has itself, and so its children, for example from its systemd unit.
+    pub own_seccomp_filters: u32,
     /// Of every thread.
     pub no_new_privs: bool,
     /// Of all threads together.
     pub capabilities: Capabilities,
     /// The larger of soft and hard limit in bytes; None is without limit.
     pub core_limit: Option<u64>,
+    /// What of its memory a core dump would hold; see core(5).
+    pub core_filter: u64,
     /// Bytes of it that are in swap now.
     pub swapped: u64,
     /// Whether it has a mount namespace of its own, beside the agent's.
@@ -107,6 +112,7 @@ impl ProcessProof {
         }
         let bits = |name| threads.iter().map(|t| t.hex(name)).fold(0, |all, one| all | one);
         let uids = status.numbers("Uid");
+        let agent = Status::read(Path::new("/proc/self/status"))?;
         Ok(Self {
             pid,
             program: fs::read_link(&exe).map_err(Error::io("read", &exe))?,
@@ -114,6 +120,10 @@ impl ProcessProof {
             gids: status.numbers("Gid"),
             groups: status.numbers("Groups"),
             seccomp: threads.iter().map(|t| t.number("Seccomp")).min().unwrap_or_default(),
+            own_seccomp_filters: {
+                let filters = threads.iter().map(|t| t.number("Seccomp_filters")).min().unwrap_or_default();
+                filters.saturating_sub(agent.number("Seccomp_filters"))
+            },
             no_new_privs: threads.iter().all(|t| t.number("NoNewPrivs") == 1),
             capabilities: Capabilities {
                 inheritable: bits("CapInh"),
@@ -123,6 +133,7 @@ impl ProcessProof {
                 ambient: bits("CapAmb"),
             },
             core_limit: core_limit(&process.join("limits"))?,
+            core_filter: core_filter(&process.join("coredump_filter"))?,
             swapped: u64::from(status.number("VmSwap")) << 10,
             private_view: view::is_private(&process),
             sees: hidden.iter().filter(|folder| !is_empty(&process, folder)).cloned().collect(),
@@ -188,6 +199,12 @@ fn core_limit(path: &Path) -> Result<Option<u64>> {
     let line = text.lines().find_map(|line| line.strip_prefix("Max core file size")).unwrap_or_default();
     let limits: Vec<Option<u64>> = line.split_whitespace().take(2).map(|word| word.parse().ok()).collect();
     Ok(limits.into_iter().collect::<Option<Vec<u64>>>().and_then(|limits| limits.into_iter().max()))
+}
+
+/// What cannot be read counts as everything.
+fn core_filter(path: &Path) -> Result<u64> {
+    let text = fs::read_to_string(path).map_err(Error::io("read", path))?;
+    Ok(u64::from_str_radix(text.trim(), 16).unwrap_or(u64::MAX))
 }
 
 /// Whether a folder has nothing in it, or is not there, as the process sees it.

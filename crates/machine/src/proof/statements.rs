@@ -6,7 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use super::process::{Capabilities, Kind, ProcessProof};
 use super::{Proof, Subject};
-use crate::{qemu, user, view};
+use crate::{qemu, user};
+use confine::view;
 
 /// One sentence and whether it is true.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -65,7 +66,9 @@ fn of_process(name: &str, process: &ProcessProof) -> Vec<Statement> {
             name,
             "a seccomp filter on every thread",
             true,
-            unless(process.seccomp == 2, &|| format!("mode {}", process.seccomp)),
+            unless(process.seccomp == 2 && process.own_seccomp_filters > 0, &|| {
+                format!("mode {}, {} beyond the agent's", process.seccomp, process.own_seccomp_filters)
+            }),
         ),
         statement(
             name,
@@ -81,9 +84,13 @@ fn of_process(name: &str, process: &ProcessProof) -> Vec<Statement> {
         ),
         statement(
             name,
-            "no core dump",
+            "no core dump, to a file or a program, and no memory in one",
             true,
-            unless(process.core_limit == Some(0), &|| format!("the limit is {:?}", process.core_limit)),
+            // Programs get dumps with a limit of 0, but not with 1: core(5).
+            unless(process.core_limit == Some(1), &|| format!("the limit is {:?}, not 1", process.core_limit))
+                .into_iter()
+                .chain(unless(process.core_filter == 0, &|| format!("the filter is {:x}", process.core_filter)))
+                .collect(),
         ),
         statement(
             name,

@@ -45,7 +45,7 @@ impl Trial {
             policy: Policy::Shielded,
             console: false,
             written: Vec::new(),
-            hidden: crate::view::HIDDEN.map(PathBuf::from).to_vec(),
+            hidden: confine::view::HIDDEN.map(PathBuf::from).to_vec(),
         };
         take(&self.qmp, &subject, true).await.unwrap()
     }

@@ -2,14 +2,13 @@
 //! their files there are empty folders that cannot be written to. What the two need beyond that they inherit as open
 //! descriptors, or as their working folder.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::thread;
 
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
-
-use crate::{Error, Result};
 
 /// Emptied for every VM; a host's store is added to these.
 pub const HIDDEN: [&str; 10] = ["/boot", "/home", "/media", "/mnt", "/opt", "/root", "/run", "/srv", "/tmp", "/var"];
@@ -18,20 +17,23 @@ pub const HIDDEN: [&str; 10] = ["/boot", "/home", "/media", "/mnt", "/opt", "/ro
 /// it starts; here where the kernel offers no such view.
 ///
 /// View and working folder are one thread's: it is made for this and ends with it.
-pub(crate) fn start_within<T: Send>(
+///
+/// # Errors
+/// What the system says to either, or to `start`.
+pub fn start_within<T: Send>(
     folders: &[PathBuf],
     folder: Option<&Path>,
-    start: impl FnOnce() -> Result<T> + Send,
-) -> Result<T> {
+    start: impl FnOnce() -> io::Result<T> + Send,
+) -> io::Result<T> {
     let inside = || {
         // Beside a view of its own the first gives the thread a working folder of its own.
         let flags = if offered() { CloneFlags::CLONE_NEWNS } else { CloneFlags::CLONE_FS };
-        unshare(flags).map_err(system)?;
+        unshare(flags)?;
         if let Some(folder) = folder {
-            rustix::process::chdir(folder).map_err(|errno| Error::io("enter", folder)(errno.into()))?;
+            rustix::process::chdir(folder)?;
         }
         if offered() {
-            empty(folders).map_err(system)?;
+            empty(folders)?;
         }
         start()
     };
@@ -39,10 +41,6 @@ pub(crate) fn start_within<T: Send>(
         Ok(started) => started,
         Err(panic) => std::panic::resume_unwind(panic),
     })
-}
-
-fn system(errno: nix::Error) -> Error {
-    Error::System { operation: "give a program a view of its own", source: errno.into() }
 }
 
 /// Empties `folders` and [`HIDDEN`] in this thread's view, which nobody else has.
@@ -71,8 +69,8 @@ pub fn offered() -> bool {
     })
 }
 
-/// Whether a process has a view of its own, and not this one's.
-pub(crate) fn is_private(process: &Path) -> bool {
+/// Whether a process, by its folder in /proc, has a view of its own, and not this one's.
+pub fn is_private(process: &Path) -> bool {
     let namespace = |process: &Path| std::fs::read_link(process.join("ns/mnt")).ok();
     let theirs = namespace(process);
     theirs.is_some() && theirs != namespace(Path::new("/proc/self"))
