@@ -270,6 +270,19 @@ fn console(name: &str, socket: &Path, out: &Output) -> Result<()> {
     Ok(())
 }
 
+/// Not `io::copy`: it would splice, and a pipe that is spliced into is locked while nothing comes, for its reader too.
+fn carry(from: &mut impl Read, to: &mut impl Write) -> std::io::Result<()> {
+    let mut buffer = [0u8; 16 << 10];
+    loop {
+        match from.read(&mut buffer) {
+            Ok(0) => return Ok(()),
+            Ok(read) => to.write_all(&buffer[..read])?,
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
 /// Raw bytes, as `ssh` wants them of a ProxyCommand.
 fn session(name: String, socket: &Path, out: &Output) -> Result<()> {
     let lost = || "cannot share the session".to_owned();
@@ -283,10 +296,10 @@ fn session(name: String, socket: &Path, out: &Output) -> Result<()> {
     let mut output = File::from(std::io::stdout().as_fd().try_clone_to_owned().context(Kind::Internal, lost)?);
     // Ends with the process, as the console's.
     std::thread::spawn(move || {
-        let _ = std::io::copy(&mut input, &mut to_guest);
+        let _ = carry(&mut input, &mut to_guest);
         let _ = to_guest.shutdown(std::net::Shutdown::Write);
     });
-    let shown = output.write_all(&early).and_then(|()| std::io::copy(&mut from_guest, &mut output).map(drop));
+    let shown = output.write_all(&early).and_then(|()| carry(&mut from_guest, &mut output));
     match shown {
         // Whoever reads may have had enough.
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
