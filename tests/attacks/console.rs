@@ -137,6 +137,8 @@ fn commands(world: &mut World) -> Result<()> {
     let refused = world.admin(&["vm", "console", "closed"])?;
     ensure!(refused.code == 3 && refused.stderr.contains("has no console"), "{}: {}", refused.code, refused.stderr);
     ensure!(refused.stdout.is_empty(), "it showed something: {}", refused.stdout);
+    let refused = world.admin(&["vm", "session", "closed"])?;
+    ensure!(refused.code == 3 && refused.stdout.is_empty(), "a session: {}: {}", refused.code, refused.stderr);
     let mut console = Console::open(&mut world.admin_command(&["vm", "console", "open"])?)?;
     console.expect("BdsDxe", SHORT).context("the control").map(drop)
 }
@@ -172,6 +174,10 @@ fn requests(world: &mut World) -> Result<()> {
         json!({ "op": "vm-console", "name": "../vms/closed" }),
         json!({ "op": "vm-console", "name": ["closed", "open"] }),
         json!({ "op": ["vm-console"], "name": "closed" }),
+        json!({ "op": "vm-session", "name": "closed" }),
+        json!({ "op": "vm-session", "name": "off" }),
+        json!({ "op": "vm-session", "name": "closed", "console_profile": "2019" }),
+        json!({ "op": "vm-start", "name": "off", "console_profile": "2019" }),
         json!({ "op": "vm-set-policy", "name": "closed", "policy": "encryption-supported" }),
         json!({ "op": "vm-set-policy", "name": "off", "policy": "encryption-supported" }),
         json!({ "op": "vm-start", "name": "off", "console": true }),
@@ -281,6 +287,8 @@ fn fields(world: &mut World) -> Result<()> {
     for (place, value) in [
         ("/policy", json!("encryption-supported")),
         ("/policy", json!("none")),
+        ("/console_profile", json!("2019")),
+        ("/console_profile", json!("2019,server=on")),
         ("/disks/0/path", json!("nbd:unix:/tmp/x")),
         ("/disks/0/path", json!("/tmp/x\n-s")),
         ("/disks/0/format", json!("nbd")),

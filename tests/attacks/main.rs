@@ -13,6 +13,7 @@ mod requests;
 mod rg_disk;
 mod search;
 mod secrets;
+mod session;
 mod socket;
 mod suite;
 mod table;
@@ -24,6 +25,7 @@ use suite::Suite;
 fn main() -> ExitCode {
     let mut suite = Suite::new(std::env::args());
     console::run(&mut suite);
+    session::run(&mut suite);
     policy::run(&mut suite);
     rg_disk::run(&mut suite);
     requests::run(&mut suite);

@@ -4,6 +4,7 @@
 use std::io;
 
 use machine::session::Session;
+use rustix::net::{RecvFlags, recv};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::net::unix::{ReadHalf, WriteHalf};
@@ -42,14 +43,18 @@ async fn to_the_client(
     let mut buffer = [0u8; 16 << 10];
     loop {
         tokio::select! {
-            biased;
             read = from.read(&mut buffer) => match read? {
                 0 => return Ok(()),
                 read => to.write_all(&buffer[..read]).await?,
             },
-            () = &mut left => return Ok(()),
+            () = &mut left => break,
         }
     }
+    // The kernel is asked: the runtime may not have heard yet that there is something.
+    while let Ok((read @ 1.., _)) = recv(from.as_ref(), &mut buffer[..], RecvFlags::DONTWAIT) {
+        to.write_all(&buffer[..read]).await?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]
