@@ -275,6 +275,12 @@ fn fields(world: &mut World) -> Result<()> {
             altered.push((format!("{place}/{field}"), spec));
         }
     }
+    // A field that the file has not while it is the default.
+    for profile in ["2019", "2019,server=on", "2016\n-s"] {
+        let mut spec = good.clone();
+        spec["console_profile"] = json!(profile);
+        altered.push((format!("console_profile = {profile:?}"), spec));
+    }
     const SMUGGLED: [&str; 7] =
         ["x,id=y", "x -s", "x\n-s", "-s", "x\0-s", "x\",\"driver\":\"socket", "unix:/tmp/x,server=on,wait=off"];
     for place in ["/name", "/disks/0/serial", "/nics/0/mac", "/nics/0/switch", "/firmware/code"] {
@@ -287,8 +293,6 @@ fn fields(world: &mut World) -> Result<()> {
     for (place, value) in [
         ("/policy", json!("encryption-supported")),
         ("/policy", json!("none")),
-        ("/console_profile", json!("2019")),
-        ("/console_profile", json!("2019,server=on")),
         ("/disks/0/path", json!("nbd:unix:/tmp/x")),
         ("/disks/0/path", json!("/tmp/x\n-s")),
         ("/disks/0/format", json!("nbd")),
