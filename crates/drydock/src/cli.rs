@@ -158,12 +158,12 @@ pub(crate) enum Vm {
     ///
     /// The guest runs an SSH server on it and decides whom it lets in; what passes here is encrypted:
     ///
-    ///   ssh -o ProxyCommand="drydock vm session NAME" root@NAME
+    /// ssh -o ProxyCommand="drydock vm session NAME" root@NAME
     ///
     /// From elsewhere, through the host: ProxyCommand="ssh HOST drydock vm session NAME". Who administrates the host could
-    /// answer in the guest's place: compare the host key with the guest's, as with any SSH server. A session ends with its
-    /// input, with the guest's server, or with the next session: there is one at a time.
-    #[command(verbatim_doc_comment)]
+    /// answer in the guest's place: compare the host key with the guest's, as with any SSH server.
+    ///
+    /// A session ends with its input, with the guest's server, or with the next session: there is one at a time.
     Session { name: String },
 }
 
