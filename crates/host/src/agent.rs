@@ -827,7 +827,8 @@ fn console_refused(name: &str) -> Error {
 fn session_refused(name: &str) -> Error {
     Error::new(Kind::Refused, format!("{name} has console profile 2016: no session with it can be opened")).remedy(
         format!(
-            "its owner gets a console in a repair garage: drydock recovery export {name} --to GARAGE; the profile is              chosen when a VM is made: drydock vm create --console-profile 2019"
+            "its owner gets a console in a repair garage: drydock recovery export {name} --to GARAGE; the profile is \
+             chosen when a VM is made: drydock vm create --console-profile 2019"
         ),
     )
 }
