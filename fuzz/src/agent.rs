@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use host::api::{CreateVm, VmRequest};
-use machine::Policy;
+use machine::{ConsoleProfile, Policy};
 use recovery::api::{Destination, RecoveryRequest};
 use recovery::{Journal, Request, Step};
 
@@ -29,6 +29,7 @@ fn requests(_: &World) -> Vec<Vec<u8>> {
         mac: Some("52:54:00:00:00:01".into()),
         nested: true,
         policy: Policy::Shielded,
+        console_profile: ConsoleProfile::Server2019,
         protector: "<Protector/>".into(),
     };
     [
@@ -36,6 +37,7 @@ fn requests(_: &World) -> Vec<Vec<u8>> {
         Request::Vm(VmRequest::VmCreate(create)),
         Request::Vm(VmRequest::VmStop { name: name(), force: true }),
         Request::Vm(VmRequest::VmConsole { name: name() }),
+        Request::Vm(VmRequest::VmSession { name: name() }),
         Request::Vm(VmRequest::VmSetPolicy { name: name(), policy: Policy::EncryptionSupported }),
         Request::Recovery(RecoveryRequest::RecoveryExport {
             vm: name(),

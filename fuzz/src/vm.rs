@@ -8,7 +8,7 @@ use host::store::VmDir;
 use key_protector::TransportKey;
 use machine::disk::check_qcow2;
 use machine::record::{LABEL, MAX_LEN, SealedRecord};
-use machine::{Backing, DiskFormat, DiskSpec, Firmware, NicSpec, Policy, VmSpec};
+use machine::{Backing, ConsoleProfile, DiskFormat, DiskSpec, Firmware, NicSpec, Policy, VmSpec};
 use uuid::Uuid;
 
 use crate::Target;
@@ -31,6 +31,7 @@ pub(crate) fn spec() -> VmSpec {
         vcpus: 2,
         nested: false,
         policy: Policy::Shielded,
+        console_profile: ConsoleProfile::Server2016,
         disks: vec![DiskSpec {
             path: "/vm/disk-0.qcow2".into(),
             format: DiskFormat::Qcow2,
@@ -44,6 +45,10 @@ pub(crate) fn spec() -> VmSpec {
     }
 }
 
+fn with_sessions() -> VmSpec {
+    VmSpec { console_profile: ConsoleProfile::Server2019, ..spec() }
+}
+
 fn specs(_: &World) -> Vec<Vec<u8>> {
     let mut other = spec();
     other.policy = Policy::EncryptionSupported;
@@ -52,7 +57,7 @@ fn specs(_: &World) -> Vec<Vec<u8>> {
     overlay.opaque = true;
     overlay.backing = Some(Backing { path: "/vm/base.raw".into(), format: DiskFormat::Raw });
     other.disks.push(overlay);
-    [spec(), other].map(|spec| json(&spec).into_bytes()).to_vec()
+    [spec(), with_sessions(), other].map(|spec| json(&spec).into_bytes()).to_vec()
 }
 
 fn vm_spec(_: &World, bytes: &[u8]) -> bool {
@@ -67,13 +72,19 @@ fn vm_spec(_: &World, bytes: &[u8]) -> bool {
         assert!(!disk.serial_seen().is_empty());
     }
     assert!(paths.into_iter().all(|path| path.is_absolute()), "a path that QEMU could take for a protocol");
-    // Its record vouches for it, and for no VM with another policy, disk or card.
+    // Its record vouches for it, and for no VM with another policy, console profile, disk or card.
     let record = SealedRecord::new(&spec, 1);
     record.check(&spec).unwrap();
     let mut other = spec.clone();
     other.policy = match spec.policy {
         Policy::Shielded => Policy::EncryptionSupported,
         Policy::EncryptionSupported => Policy::Shielded,
+    };
+    assert!(record.check(&other).is_err());
+    let mut other = spec.clone();
+    other.console_profile = match spec.console_profile {
+        ConsoleProfile::Server2016 => ConsoleProfile::Server2019,
+        ConsoleProfile::Server2019 => ConsoleProfile::Server2016,
     };
     assert!(record.check(&other).is_err());
     let mut other = spec.clone();
@@ -92,7 +103,7 @@ fn transport_key() -> TransportKey {
 }
 
 fn records(_: &World) -> Vec<Vec<u8>> {
-    vec![json(&SealedRecord::new(&spec(), 1)).into_bytes()]
+    [spec(), with_sessions()].map(|spec| json(&SealedRecord::new(&spec, 1)).into_bytes()).to_vec()
 }
 
 /// The bytes as a record that is sealed, and as one that its holder made up.

@@ -137,6 +137,8 @@ fn commands(world: &mut World) -> Result<()> {
     let refused = world.admin(&["vm", "console", "closed"])?;
     ensure!(refused.code == 3 && refused.stderr.contains("has no console"), "{}: {}", refused.code, refused.stderr);
     ensure!(refused.stdout.is_empty(), "it showed something: {}", refused.stdout);
+    let refused = world.admin(&["vm", "session", "closed"])?;
+    ensure!(refused.code == 3 && refused.stdout.is_empty(), "a session: {}: {}", refused.code, refused.stderr);
     let mut console = Console::open(&mut world.admin_command(&["vm", "console", "open"])?)?;
     console.expect("BdsDxe", SHORT).context("the control").map(drop)
 }
@@ -172,6 +174,10 @@ fn requests(world: &mut World) -> Result<()> {
         json!({ "op": "vm-console", "name": "../vms/closed" }),
         json!({ "op": "vm-console", "name": ["closed", "open"] }),
         json!({ "op": ["vm-console"], "name": "closed" }),
+        json!({ "op": "vm-session", "name": "closed" }),
+        json!({ "op": "vm-session", "name": "off" }),
+        json!({ "op": "vm-session", "name": "closed", "console_profile": "2019" }),
+        json!({ "op": "vm-start", "name": "off", "console_profile": "2019" }),
         json!({ "op": "vm-set-policy", "name": "closed", "policy": "encryption-supported" }),
         json!({ "op": "vm-set-policy", "name": "off", "policy": "encryption-supported" }),
         json!({ "op": "vm-start", "name": "off", "console": true }),
@@ -268,6 +274,12 @@ fn fields(world: &mut World) -> Result<()> {
             spec.pointer_mut(place).context("no such place")?[field] = json!("unix:/tmp/x,server=on");
             altered.push((format!("{place}/{field}"), spec));
         }
+    }
+    // A field that the file has not while it is the default.
+    for profile in ["2019", "2019,server=on", "2016\n-s"] {
+        let mut spec = good.clone();
+        spec["console_profile"] = json!(profile);
+        altered.push((format!("console_profile = {profile:?}"), spec));
     }
     const SMUGGLED: [&str; 7] =
         ["x,id=y", "x -s", "x\n-s", "-s", "x\0-s", "x\",\"driver\":\"socket", "unix:/tmp/x,server=on,wait=off"];

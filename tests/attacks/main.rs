@@ -12,6 +12,7 @@ mod policy;
 mod requests;
 mod rg_disk;
 mod secrets;
+mod session;
 mod socket;
 mod suite;
 mod table;
@@ -23,6 +24,7 @@ use suite::Suite;
 fn main() -> ExitCode {
     let mut suite = Suite::new(std::env::args());
     console::run(&mut suite);
+    session::run(&mut suite);
     policy::run(&mut suite);
     rg_disk::run(&mut suite);
     requests::run(&mut suite);

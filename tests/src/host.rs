@@ -257,7 +257,15 @@ impl Host {
 
     /// The tenant's SSH key, made when first asked for.
     pub fn ssh_key(&self) -> Result<PathBuf> {
-        let key = self.offline("id_ed25519");
+        self.key_pair(self.offline("id_ed25519"))
+    }
+
+    /// The fabric admin's, of which no guest knows.
+    pub fn foreign_ssh_key(&self) -> Result<PathBuf> {
+        self.key_pair(self.fabric("id_ed25519"))
+    }
+
+    fn key_pair(&self, key: PathBuf) -> Result<PathBuf> {
         if !key.exists() {
             let mut command = Command::new("ssh-keygen");
             command.args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(&key);
@@ -267,7 +275,13 @@ impl Host {
     }
 
     pub fn ssh(&self, address: &str) -> Result<Ssh> {
-        Ok(Ssh { netns: self.netns.0.clone(), address: address.to_owned(), key: self.ssh_key()? })
+        Ok(Ssh { netns: self.netns.0.clone(), address: address.to_owned(), key: self.ssh_key()?, proxy: None })
+    }
+
+    /// Through a session with the VM, whatever its network does.
+    pub fn ssh_session(&self, vm: &str) -> Result<Ssh> {
+        let proxy = format!("{} vm session {vm} --socket {}", drydock()?.display(), self.socket().display());
+        Ok(Ssh { proxy: Some(proxy), ..self.ssh(vm)? })
     }
 
     /// The tenant makes a protector, the fabric admin a VM with it.

@@ -1,4 +1,4 @@
-//! SSH from inside the fabric's network namespace, with the tenant's key.
+//! SSH from inside the fabric's network namespace, by the network or through a session, with the tenant's key.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -14,6 +14,8 @@ pub struct Ssh {
     pub netns: String,
     pub address: String,
     pub key: PathBuf,
+    /// What carries the bytes instead of the network.
+    pub proxy: Option<String>,
 }
 
 impl Ssh {
@@ -33,6 +35,9 @@ impl Ssh {
             "-o",
             "ServerAliveInterval=10",
         ]);
+        if let Some(proxy) = &self.proxy {
+            command.arg("-o").arg(format!("ProxyCommand={proxy}"));
+        }
         command
     }
 

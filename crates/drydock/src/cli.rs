@@ -74,6 +74,16 @@ pub enum PolicyArg {
     EncryptionSupported,
 }
 
+#[derive(Clone, Copy, ValueEnum)]
+pub(crate) enum ConsoleProfileArg {
+    /// Nothing beside the network, as Windows Server 2016 has it.
+    #[value(name = "2016")]
+    Server2016,
+    /// Sessions beside the network that the guest lets in or not, as Windows Server 2019 has it.
+    #[value(name = "2019")]
+    Server2019,
+}
+
 #[derive(Subcommand)]
 pub(crate) enum Vm {
     /// Make a VM from a disk image and a key protector; needs the key once, so the HGS must answer.
@@ -144,6 +154,17 @@ pub(crate) enum Vm {
     },
     /// Connect to the serial console (leave with Ctrl-]); refused for a shielded VM.
     Console { name: String },
+    /// Reach a guest whose network is broken, for VMs of console profile 2019: standard input and output become a session.
+    ///
+    /// The guest runs an SSH server on it and decides whom it lets in; what passes here is encrypted:
+    ///
+    /// ssh -o ProxyCommand="drydock vm session NAME" root@NAME
+    ///
+    /// From elsewhere, through the host: ProxyCommand="ssh HOST drydock vm session NAME". Who administrates the host could
+    /// answer in the guest's place: compare the host key with the guest's, as with any SSH server.
+    ///
+    /// A session ends with its input, with the guest's server, or with the next session: there is one at a time.
+    Session { name: String },
 }
 
 #[derive(Args)]
@@ -157,6 +178,9 @@ pub(crate) struct VmCreate {
     pub protector: PathBuf,
     #[arg(long, value_enum, default_value = "shielded")]
     pub policy: PolicyArg,
+    /// What reaches the VM beside its network. Sealed: it stays what it is.
+    #[arg(long, value_enum, default_value = "2016")]
+    pub console_profile: ConsoleProfileArg,
     /// The virtual switch (a Linux bridge).
     #[arg(long)]
     pub switch: String,

@@ -1,18 +1,19 @@
 //! `drydock vm …`
 
+use std::fs::File;
 use std::io::{IsTerminal, Read, Write};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use host::api::{CreateVm, PowerState, VmRequest, VmStatus};
 use host::error::{Context, Error, Kind, Result};
-use machine::Policy;
 use machine::proof::Proof;
+use machine::{ConsoleProfile, Policy};
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcsetattr};
 use serde_json::{Value, json};
 
 use crate::agent_call::call;
-use crate::cli::{PolicyArg, Vm, VmCreate};
+use crate::cli::{ConsoleProfileArg, PolicyArg, Vm, VmCreate};
 use crate::keyring;
 use crate::output::Output;
 
@@ -24,6 +25,15 @@ impl From<PolicyArg> for Policy {
         match arg {
             PolicyArg::Shielded => Policy::Shielded,
             PolicyArg::EncryptionSupported => Policy::EncryptionSupported,
+        }
+    }
+}
+
+impl From<ConsoleProfileArg> for ConsoleProfile {
+    fn from(arg: ConsoleProfileArg) -> Self {
+        match arg {
+            ConsoleProfileArg::Server2016 => ConsoleProfile::Server2016,
+            ConsoleProfileArg::Server2019 => ConsoleProfile::Server2019,
         }
     }
 }
@@ -66,6 +76,7 @@ pub(crate) fn run(command: Vm, socket: &Path, out: &Output) -> Result<()> {
             show(&call(socket, &VmRequest::VmTakeBack { name }, out)?, out)
         }
         Vm::Console { name } => console(&name, socket, out),
+        Vm::Session { name } => session(name, socket, out),
     }
 }
 
@@ -119,6 +130,7 @@ fn create(args: VmCreate, socket: &Path, out: &Output) -> Result<()> {
         mac: args.mac,
         nested: args.nested,
         policy: args.policy.into(),
+        console_profile: args.console_profile.into(),
         protector,
     });
     show(&call(socket, &request, out)?, out)
@@ -189,11 +201,12 @@ fn table(all: &[VmStatus]) -> String {
 
 fn describe(vm: &VmStatus) -> String {
     let mut text = format!(
-        "{}: {}, {}\n  id          {}\n  memory      {} MiB, {} vCPU{}\n  network     {}\n  disks       {}\n  generation  {}\n  owner       {} ({})\n",
+        "{}: {}, {}\n  id          {}\n  console     profile {}\n  memory      {} MiB, {} vCPU{}\n  network     {}\n  disks       {}\n  generation  {}\n  owner       {} ({})\n",
         vm.name,
         state(vm),
         vm.policy,
         vm.id,
+        vm.console_profile,
         vm.memory_mib,
         vm.vcpus,
         if vm.nested { ", nested virtualization" } else { "" },
@@ -255,6 +268,45 @@ fn console(name: &str, socket: &Path, out: &Output) -> Result<()> {
     drop(raw);
     out.note("");
     Ok(())
+}
+
+/// Not `io::copy`: it would splice, and a pipe that is spliced into is locked while nothing comes, for its reader too.
+fn carry(from: &mut impl Read, to: &mut impl Write) -> std::io::Result<()> {
+    let mut buffer = [0u8; 16 << 10];
+    loop {
+        match from.read(&mut buffer) {
+            Ok(0) => return Ok(()),
+            Ok(read) => to.write_all(&buffer[..read])?,
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Raw bytes, as `ssh` wants them of a ProxyCommand.
+fn session(name: String, socket: &Path, out: &Output) -> Result<()> {
+    let lost = || "cannot share the session".to_owned();
+    let (mut from_guest, early) = host::client::stream(socket, &VmRequest::VmSession { name })?;
+    if std::io::stdin().is_terminal() {
+        out.note("What comes is for an SSH client: drydock vm session --help");
+    }
+    let mut to_guest = from_guest.try_clone().context(Kind::Internal, lost)?;
+    // Not through the standard library's buffers: a client waits for every byte.
+    let mut input = File::from(std::io::stdin().as_fd().try_clone_to_owned().context(Kind::Internal, lost)?);
+    let mut output = File::from(std::io::stdout().as_fd().try_clone_to_owned().context(Kind::Internal, lost)?);
+    // Ends with the process, as the console's.
+    std::thread::spawn(move || {
+        let _ = carry(&mut input, &mut to_guest);
+        let _ = to_guest.shutdown(std::net::Shutdown::Write);
+    });
+    let shown = output.write_all(&early).and_then(|()| carry(&mut from_guest, &mut output));
+    match shown {
+        // Whoever reads may have had enough.
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(error).context(Kind::Internal, || "the session broke off".into())
+        }
+        _ => Ok(()),
+    }
 }
 
 /// The terminal passes every key on while this lives.

@@ -9,18 +9,18 @@ use key_protector::{DerivedKey, Protector, Rolled, TransportKey};
 use machine::accel::{Chooser, Verdict};
 use machine::proof::Proof;
 use machine::record::SealedRecord;
-use machine::{DiskSpec, Policy, Running, StartOptions, VmSpec};
+use machine::{ConsoleProfile, DiskSpec, Policy, Running, StartOptions, VmSpec};
 use time::OffsetDateTime;
 use tokio::sync::OwnedMutexGuard;
 
 use crate::api::{AgentInfo, OfflineStatus, PowerState, VmStatus};
 use crate::console::Console;
 use crate::error::{Context, Error, Kind, Next, Result};
-use crate::holder::{Held, Holders};
+use crate::holder::{Held, Holders, caller};
 use crate::keys::{KeySource, Unreleased};
 use crate::store::{Store, VmDir};
 use crate::wire::Events;
-use crate::{change, offline};
+use crate::{change, offline, session};
 
 /// How long a guest may take to shut down before the caller is told to use force.
 const SHUTDOWN: Duration = Duration::from_secs(90);
@@ -670,6 +670,29 @@ impl Agent {
         }
     }
 
+    /// A stream to the service that the guest has for it, for VMs of console profile 2019. A session that is open ends.
+    ///
+    /// # Errors
+    /// `Refused` for a VM of profile 2016, whatever its files say.
+    pub async fn session(&self, name: &str) -> Result<tokio::net::UnixStream> {
+        let mut vm = self.lock(name)?;
+        vm.refuse_orphan()?;
+        if !vm.is_running() && vm.dir.spec()?.console_profile == ConsoleProfile::Server2016 {
+            return Err(session_refused(name));
+        }
+        let Some(live) = &*vm.live else {
+            return Err(
+                Error::new(Kind::WrongState, format!("{name} is off")).remedy(format!("drydock vm start {name}"))
+            );
+        };
+        let opened = live.running.open_session().await.map_err(|error| match error {
+            machine::Error::Policy { .. } => session_refused(name),
+            error => Error::new(Kind::Internal, format!("no session with {name} could be opened")).caused_by(&error),
+        })?;
+        tracing::info!(vm = name, by = caller(), "a session was opened");
+        session::spawn(opened, name.to_owned()).context(Kind::Internal, || format!("cannot carry a session of {name}"))
+    }
+
     /// Lowers or raises the policy of a VM that is off. Local mode only; the new policy is sealed under a new key.
     ///
     /// # Errors
@@ -727,6 +750,7 @@ impl Agent {
             id: spec.id,
             state,
             policy: spec.policy,
+            console_profile: spec.console_profile,
             memory_mib: spec.memory_mib,
             vcpus: spec.vcpus,
             nested: spec.nested,
@@ -801,6 +825,15 @@ fn console_refused(name: &str) -> Error {
         .remedy(format!("its owner gets one in a repair garage: drydock recovery export {name} --to GARAGE"))
 }
 
+fn session_refused(name: &str) -> Error {
+    Error::new(Kind::Refused, format!("{name} has console profile 2016: no session with it can be opened")).remedy(
+        format!(
+            "its owner gets a console in a repair garage: drydock recovery export {name} --to GARAGE; the profile is \
+             chosen when a VM is made: drydock vm create --console-profile 2019"
+        ),
+    )
+}
+
 /// Opens the sealed record of a slot with the key that its protector released.
 ///
 /// # Errors
@@ -827,6 +860,8 @@ fn open_record_with(dir: &VmDir, slot: u64, key: &TransportKey, protector: &Prot
 pub fn check_record(spec: &VmSpec, record: &SealedRecord, slot: u64) -> Result<()> {
     let field = if record.policy != spec.policy {
         Some("policy")
+    } else if record.console_profile != spec.console_profile {
+        Some("console_profile")
     } else if record.generation != slot {
         Some("generation")
     } else if record.nics != spec.nics.iter().map(|n| n.mac.clone()).collect::<Vec<_>>() {

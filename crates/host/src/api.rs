@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use machine::Policy;
+use machine::{ConsoleProfile, Policy};
 use serde::{Deserialize, Serialize};
 
 /// A request about one VM or all of them.
@@ -33,6 +33,10 @@ pub enum VmRequest {
     },
     /// The connection becomes the VM's serial console, if its policy has one.
     VmConsole {
+        name: String,
+    },
+    /// The connection becomes a session with the guest, if its console profile has them; the one before ends.
+    VmSession {
         name: String,
     },
     /// The key protector in force, for the VM's owner.
@@ -74,6 +78,8 @@ pub struct CreateVm {
     pub mac: Option<String>,
     pub nested: bool,
     pub policy: Policy,
+    #[serde(default, skip_serializing_if = "ConsoleProfile::is_default")]
+    pub console_profile: ConsoleProfile,
     /// The key protector, an MS-KPS `Protector` document.
     pub protector: String,
 }
@@ -95,6 +101,8 @@ pub struct VmStatus {
     pub id: uuid::Uuid,
     pub state: PowerState,
     pub policy: Policy,
+    #[serde(default)]
+    pub console_profile: ConsoleProfile,
     pub memory_mib: u32,
     pub vcpus: u32,
     pub nested: bool,

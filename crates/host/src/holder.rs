@@ -15,6 +15,11 @@ pub(crate) async fn in_the_name_of<T>(caller: String, work: impl Future<Output =
     CALLER.scope(caller, work).await
 }
 
+/// Who asked for what this task does.
+pub(crate) fn caller() -> String {
+    CALLER.try_with(Clone::clone).unwrap_or_else(|_| "the agent itself".into())
+}
+
 /// The VMs that somebody is working on.
 #[derive(Clone, Default)]
 pub(crate) struct Holders(Arc<Mutex<HashMap<String, String>>>);
@@ -22,7 +27,7 @@ pub(crate) struct Holders(Arc<Mutex<HashMap<String, String>>>);
 impl Holders {
     /// Notes that this task's caller works on the VM, until the value is dropped.
     pub(crate) fn enter(&self, vm: &str) -> Held {
-        let caller = CALLER.try_with(Clone::clone).unwrap_or_else(|_| "the agent itself".into());
+        let caller = caller();
         let now = OffsetDateTime::now_utc();
         let since = now.format(format_description!("[hour]:[minute]:[second] UTC")).unwrap_or_default();
         self.lock().insert(vm.to_owned(), format!("{caller}, since {since}"));

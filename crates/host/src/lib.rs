@@ -18,6 +18,7 @@ pub mod migration;
 mod offline;
 pub mod server;
 pub mod service;
+mod session;
 pub mod store;
 pub mod wire;
 

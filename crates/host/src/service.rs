@@ -42,6 +42,7 @@ pub async fn vm_request(agent: &Agent, request: VmRequest, events: &Events) -> R
             json!({ "deleted": name })
         }
         VmRequest::VmConsole { name } => return Ok(Outcome::Stream(agent.console(&name).await?)),
+        VmRequest::VmSession { name } => return Ok(Outcome::Stream(agent.session(&name).await?)),
         VmRequest::VmProtector { name } => {
             let dir = agent.store().vm(&name)?;
             let protector = dir.parsed_protector(dir.current()?)?;

@@ -13,6 +13,7 @@
 //! | [`user`] | who QEMU and swtpm run as; what they see of the file system is `confine`'s |
 //! | [`proof`] | what a running VM exposes, as kernel and QEMU say |
 //! | [`running`] | a live VM; its overlays merged while it runs; its state passed to another host's QEMU, or taken from one |
+//! | [`session`] | bytes between the host and a service of the guest's, where the console profile has them |
 //!
 //! Secrets reach the child processes through pipes that they inherit, never through an argument,
 //! an environment variable or a file.
@@ -32,6 +33,7 @@ pub mod qemu;
 mod qmp;
 pub mod record;
 pub mod running;
+pub mod session;
 pub mod spec;
 pub mod state;
 mod swtpm;
@@ -42,7 +44,7 @@ pub mod user;
 pub use error::Error;
 pub use orphan::{end_orphan, find_qemu, find_qemu_with};
 pub use running::{Exit, Running, StartOptions};
-pub use spec::{Backing, DiskFormat, DiskSpec, Firmware, NicSpec, Policy, VmSpec};
+pub use spec::{Backing, ConsoleProfile, DiskFormat, DiskSpec, Firmware, NicSpec, Policy, VmSpec};
 
 /// Result of this crate's operations.
 pub type Result<T> = std::result::Result<T, Error>;

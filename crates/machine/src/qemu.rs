@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::accel::{Accel, Verdict};
 use crate::disk::CheckedDisk;
-use crate::spec::{DiskSpec, NicSpec, Policy, VmSpec};
+use crate::spec::{ConsoleProfile, DiskSpec, NicSpec, Policy, VmSpec};
 use crate::{Error, Result};
 
 /// Disks that can be attached to a running VM at the same time: an RG disk, and the overlays of one VM.
@@ -74,6 +74,10 @@ pub fn argv(launch: &Launch<'_>) -> Result<Vec<OsString>> {
     args.add("-device", "tpm-crb,tpmdev=vtpm");
     args.add("-object", "rng-random,id=rng0,filename=/dev/urandom");
     args.add("-device", "virtio-rng-pci,rng=rng0,bus=pcie.0,addr=0x1");
+    if spec.console_profile == ConsoleProfile::Server2019 {
+        // Behind everything else: no address of another device is another one for it.
+        args.add("-device", format!("virtio-serial-pci,id={SESSIONS},bus=pcie.0,addr=0x1e"));
+    }
     for port in 0..launch.disks.len() + launch.taps.len() + HOT_PORTS {
         args.json("-device", &root_port(port));
     }
@@ -105,11 +109,19 @@ pub fn argv(launch: &Launch<'_>) -> Result<Vec<OsString>> {
     Ok(args.0)
 }
 
-/// The character devices that a VM of this kind has, and no others.
-pub fn chardevs(console: bool) -> Vec<&'static str> {
+/// What session ports are plugged into.
+pub(crate) const SESSIONS: &str = "sessions";
+/// The character device of the session that is open, if there is one.
+pub(crate) const SESSION: &str = "session0";
+
+/// The character devices that a VM of this kind may have, and no others.
+pub fn chardevs(console: bool, profile: ConsoleProfile) -> Vec<&'static str> {
     let mut labels = vec!["tpm0", "qmp"];
     if console {
         labels.push("console0");
+    }
+    if profile == ConsoleProfile::Server2019 {
+        labels.push(SESSION);
     }
     labels
 }

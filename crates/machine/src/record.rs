@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 use zeroize::Zeroizing;
 
-use crate::spec::{Policy, VmSpec};
+use crate::spec::{ConsoleProfile, Policy, VmSpec};
 use crate::{Error, Result};
 
 /// HKDF label of the record's key.
@@ -43,6 +43,8 @@ pub struct SealedRecord {
     pub version: u32,
     pub vm_id: Uuid,
     pub policy: Policy,
+    #[serde(default, skip_serializing_if = "ConsoleProfile::is_default")]
+    pub console_profile: ConsoleProfile,
     /// Grows by one with every new transport key.
     pub generation: u64,
     /// In the order in which the VM has them.
@@ -67,6 +69,7 @@ impl SealedRecord {
             version: VERSION,
             vm_id: spec.id,
             policy: spec.policy,
+            console_profile: spec.console_profile,
             generation,
             disks: spec.disks.iter().map(|d| DiskIdentity { serial: d.serial.clone(), size: d.size }).collect(),
             nics: spec.nics.iter().map(|n| n.mac.clone()).collect(),
@@ -74,7 +77,7 @@ impl SealedRecord {
     }
 
     /// That `spec` is the VM which this record speaks of. Memory, processors and nested
-    /// virtualization are the host's to choose; identity, policy and cards are not. The record's
+    /// virtualization are the host's to choose; identity, policy, console profile and cards are not. The record's
     /// disks come first; the host may attach more behind them (a repair garage's RG disk).
     pub fn check(&self, spec: &VmSpec) -> Result<()> {
         let differs = |field, reason: String| Err(Error::RecordMismatch { field, reason });
@@ -83,6 +86,9 @@ impl SealedRecord {
         }
         if self.policy != spec.policy {
             return differs("policy", format!("{} instead of {}", spec.policy, self.policy));
+        }
+        if self.console_profile != spec.console_profile {
+            return differs("console_profile", format!("{} instead of {}", spec.console_profile, self.console_profile));
         }
         let as_now = Self::new(spec, self.generation);
         if self.disks.is_empty() || !as_now.disks.starts_with(&self.disks) {

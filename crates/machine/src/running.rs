@@ -29,6 +29,7 @@ use crate::proof::{self, FileId, Proof, Subject, file_id};
 use crate::qemu::{self, Fds, HOT_PORTS, Launch};
 use crate::qmp::{Command, Qmp};
 use crate::record::SealedRecord;
+use crate::session::Sessions;
 use crate::spec::{DiskSpec, Policy, VmSpec};
 use crate::user::{Pair, User};
 use crate::{Error, Result, disk, state, swtpm, tap};
@@ -73,6 +74,7 @@ pub struct Running {
     console: Option<UnixStream>,
     disks: Mutex<Disks>,
     subject: Mutex<Subject>,
+    sessions: tokio::sync::Mutex<Sessions>,
 }
 
 /// The disks that the VM has now.
@@ -176,7 +178,8 @@ impl Running {
         let pid = parts.qemu.child.id().unwrap_or_default();
         let swtpm = parts.swtpm.child.id().unwrap_or_default();
         let console = options.console;
-        let mut subject = Subject { qemu: pid, swtpm, policy: spec.policy, console, written, hidden };
+        let (policy, console_profile) = (record.policy, record.console_profile);
+        let mut subject = Subject { qemu: pid, swtpm, policy, console, console_profile, written, hidden };
         subject.written.push(parts.vars);
         tokio::spawn(supervise(parts.qemu, parts.swtpm, ports, killed, exit_sender));
 
@@ -189,6 +192,7 @@ impl Running {
                 console: parts.console,
                 disks: Mutex::new(Disks::new(spec, record)),
                 subject: Mutex::new(subject),
+                sessions: tokio::sync::Mutex::default(),
             }),
             Err(error) => {
                 // If QEMU is ending by itself, its own words are wanted rather than "killed".
@@ -232,7 +236,7 @@ impl Running {
         proof::take(&self.qmp, &self.subject(), false).await?.require()
     }
 
-    fn subject(&self) -> Subject {
+    pub(crate) fn subject(&self) -> Subject {
         self.subject.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
@@ -321,7 +325,12 @@ impl Running {
     }
 
     async fn unplug(&self, index: usize) -> Result<()> {
-        let id = qemu::disk_id(index);
+        self.remove_device(&qemu::disk_id(index), "the guest's release of a disk").await?;
+        self.qmp.execute(Command::BlockdevDel, json!({"node-name": qemu::disk_node(index)})).await.map(|_| ())
+    }
+
+    /// Takes a device out and waits until it is gone; `what` is what then did not happen in time.
+    pub(crate) async fn remove_device(&self, id: &str, what: &'static str) -> Result<()> {
         let mut events = self.qmp.events();
         match self.qmp.execute(Command::DeviceDel, json!({"id": id})).await {
             Ok(_) => {}
@@ -332,7 +341,7 @@ impl Running {
         let gone = async {
             loop {
                 match events.recv().await {
-                    Ok(event) if event.name == "DEVICE_DELETED" && event.data["device"] == id.as_str() => {
+                    Ok(event) if event.name == "DEVICE_DELETED" && event.data["device"] == id => {
                         return Ok(());
                     }
                     Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => {}
@@ -341,13 +350,11 @@ impl Running {
             }
         };
         tokio::select! {
-            gone = tokio::time::timeout(DETACH, gone) => gone.map_err(|_| Error::Deadline {
-                what: "the guest's release of a disk",
-                seconds: DETACH.as_secs(),
-            })??,
-            exit = self.wait() => return Err(Error::Ended { reason: exit.reason }),
+            gone = tokio::time::timeout(DETACH, gone) => {
+                gone.map_err(|_| Error::Deadline { what, seconds: DETACH.as_secs() })?
+            }
+            exit = self.wait() => Err(Error::Ended { reason: exit.reason }),
         }
-        self.qmp.execute(Command::BlockdevDel, json!({"node-name": qemu::disk_node(index)})).await.map(|_| ())
     }
 
     /// Serves an attached disk over NBD, to be read beside the guest. `socket` must be in a folder that nobody
@@ -420,6 +427,10 @@ impl Running {
 
     pub(crate) fn qmp(&self) -> &Qmp {
         &self.qmp
+    }
+
+    pub(crate) fn sessions(&self) -> &tokio::sync::Mutex<Sessions> {
+        &self.sessions
     }
 
     pub(crate) async fn drop_node(&self, node: &str) {
@@ -584,7 +595,7 @@ fn launch(what: &What<'_>, users: Pair, disks: Vec<CheckedDisk>, taps: &[String]
 }
 
 /// A socket pair without a name in any file system: our end, and the one to pass on.
-fn our_pair() -> Result<(UnixStream, StdStream)> {
+pub(crate) fn our_pair() -> Result<(UnixStream, StdStream)> {
     let (ours, theirs) = StdStream::pair().map_err(Error::system("make a socket pair"))?;
     ours.set_nonblocking(true).map_err(Error::system("set up a socket"))?;
     let ours = UnixStream::from_std(ours).map_err(Error::system("set up a socket"))?;

@@ -28,6 +28,35 @@ impl std::fmt::Display for Policy {
     }
 }
 
+/// What reaches a VM beside its network, named for the Windows Server whose shielded VMs allow as much.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ConsoleProfile {
+    /// Nothing that the policy does not give.
+    #[default]
+    #[serde(rename = "2016")]
+    Server2016,
+    /// Sessions: bytes between whoever asks the agent and the guest, which decides whom it lets in.
+    #[serde(rename = "2019")]
+    Server2019,
+}
+
+impl ConsoleProfile {
+    /// Files do not say it: they read as they did before there was another one.
+    #[must_use]
+    pub fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+impl std::fmt::Display for ConsoleProfile {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Server2016 => "2016",
+            Self::Server2019 => "2019",
+        })
+    }
+}
+
 /// One VM.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -41,6 +70,8 @@ pub struct VmSpec {
     /// The guest can run virtual machines of its own.
     pub nested: bool,
     pub policy: Policy,
+    #[serde(default, skip_serializing_if = "ConsoleProfile::is_default")]
+    pub console_profile: ConsoleProfile,
     /// The first one boots.
     pub disks: Vec<DiskSpec>,
     pub nics: Vec<NicSpec>,
@@ -296,6 +327,7 @@ mod tests {
             vcpus: 1,
             nested: false,
             policy: Policy::Shielded,
+            console_profile: ConsoleProfile::default(),
             disks: vec![DiskSpec {
                 path: "/vm/a.qcow2".into(),
                 format: DiskFormat::Qcow2,
@@ -320,6 +352,19 @@ mod tests {
         let text = serde_json::to_string(&spec).unwrap();
         assert_eq!(serde_json::from_str::<VmSpec>(&text).unwrap(), spec);
         assert!(text.contains("\"shielded\""));
+    }
+
+    #[test]
+    fn a_spec_without_a_console_profile_is_of_2016_and_stays_so() {
+        let mut spec = spec();
+        let text = serde_json::to_string(&spec).unwrap();
+        assert!(!text.contains("console_profile"), "{text}");
+        assert_eq!(serde_json::from_str::<VmSpec>(&text).unwrap().console_profile, ConsoleProfile::Server2016);
+        spec.console_profile = ConsoleProfile::Server2019;
+        let text = serde_json::to_string(&spec).unwrap();
+        assert!(text.contains("\"console_profile\":\"2019\""), "{text}");
+        assert_eq!(serde_json::from_str::<VmSpec>(&text).unwrap(), spec);
+        assert!(serde_json::from_str::<VmSpec>(&text.replace("2019", "2022")).is_err());
     }
 
     #[test]

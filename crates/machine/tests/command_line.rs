@@ -6,7 +6,7 @@ mod common;
 use common::{Sandbox, verdict};
 use machine::accel::{Accel, Verdict};
 use machine::qemu::{self, Fds, HOT_PORTS, Launch};
-use machine::{Backing, Error, NicSpec, Policy, VmSpec, disk};
+use machine::{Backing, ConsoleProfile, Error, NicSpec, Policy, VmSpec, disk};
 
 const FDS: Fds = Fds { qmp: 3, tpm: 4, vars_key: 5, console: None, vars: 7, first_image: 8 };
 
@@ -82,6 +82,24 @@ fn a_console_needs_the_lower_policy() {
     assert!(args.contains(&"socket,id=console0,fd=6".to_owned()));
     let without = argv(&spec, &verdict(Accel::Tcg), FDS).unwrap();
     assert!(!without.join(" ").contains("isa-serial"));
+}
+
+#[test]
+fn sessions_need_their_profile_and_move_no_other_device() {
+    let sandbox = Sandbox::new();
+    for policy in [Policy::Shielded, Policy::EncryptionSupported] {
+        let mut spec = sandbox.spec(policy);
+        let before = argv(&spec, &verdict(Accel::Tcg), FDS).unwrap();
+        assert!(!before.join(" ").contains("virtio-serial"));
+        spec.console_profile = ConsoleProfile::Server2019;
+        let mut with = argv(&spec, &verdict(Accel::Tcg), FDS).unwrap();
+        let at = with.iter().position(|arg| arg.starts_with("virtio-serial-pci")).unwrap();
+        assert_eq!(with[at], "virtio-serial-pci,id=sessions,bus=pcie.0,addr=0x1e");
+        with.drain(at - 1..=at);
+        assert_eq!(with, before, "all else is as without");
+    }
+    assert_eq!(qemu::chardevs(false, ConsoleProfile::Server2016), ["tpm0", "qmp"]);
+    assert_eq!(qemu::chardevs(false, ConsoleProfile::Server2019), ["tpm0", "qmp", "session0"]);
 }
 
 #[test]

@@ -10,7 +10,9 @@ use common::{Sandbox, contains, verdict};
 use key_protector::TransportKey;
 use machine::accel::Accel;
 use machine::record::SealedRecord;
-use machine::{DiskFormat, Error, Policy, Running, StartOptions, VmSpec, find_qemu, find_qemu_with, state};
+use machine::{
+    ConsoleProfile, DiskFormat, Error, Policy, Running, StartOptions, VmSpec, find_qemu, find_qemu_with, state,
+};
 use tokio::io::AsyncReadExt;
 
 struct Vm {
@@ -22,8 +24,12 @@ struct Vm {
 
 impl Vm {
     async fn new(policy: Policy) -> Self {
+        Self::with(policy, ConsoleProfile::Server2016).await
+    }
+
+    async fn with(policy: Policy, console_profile: ConsoleProfile) -> Self {
         let sandbox = Sandbox::new();
-        let spec = sandbox.spec(policy);
+        let spec = VmSpec { console_profile, ..sandbox.spec(policy) };
         let key = TransportKey::generate();
         let record = SealedRecord::new(&spec, 1);
         let digest = "c".repeat(64);
@@ -142,6 +148,43 @@ async fn the_firmware_speaks_on_a_console_where_there_is_one() {
 }
 
 #[tokio::test]
+async fn sessions_come_and_go_one_at_a_time() {
+    let vm = Vm::with(Policy::Shielded, ConsoleProfile::Server2019).await;
+    let running = vm.start(false).await.unwrap();
+    let exposed = async || {
+        let proof = running.proof().await.unwrap();
+        assert!(proof.holds.iter().all(|s| s.holds || !s.required), "{:?}", proof.holds);
+        let mut channels: Vec<_> = proof.chardevs.into_iter().map(|c| c.label).collect();
+        channels.sort();
+        let ports: Vec<_> = proof.devices.into_iter().filter(|d| d.driver == "virtserialport").map(|d| d.id).collect();
+        (channels.join(" "), ports.join(" "))
+    };
+    assert_eq!(exposed().await, ("qmp tpm0".into(), String::new()));
+    let mut first = running.open_session().await.unwrap();
+    assert_eq!(exposed().await, ("qmp session0 tpm0".into(), "session-port1".into()));
+    let mut second = running.open_session().await.unwrap();
+    assert_eq!(first.stream.read(&mut [0]).await.unwrap(), 0, "the first one ended");
+    assert_eq!(exposed().await, ("qmp session0 tpm0".into(), "session-port2".into()));
+    running.close_session().await.unwrap();
+    assert_eq!(second.stream.read(&mut [0]).await.unwrap(), 0);
+    assert_eq!(exposed().await, ("qmp tpm0".into(), String::new()));
+    running.close_session().await.unwrap();
+    // More than there are numbers; the host's end is gone before the next one comes.
+    for n in 0..32 {
+        drop(running.open_session().await.unwrap());
+        assert_eq!(exposed().await.1, format!("session-port{}", (n + 2) % 30 + 1));
+    }
+    running.kill().await;
+    vm.nothing_runs();
+
+    let vm = Vm::new(Policy::Shielded).await;
+    let running = vm.start(false).await.unwrap();
+    assert!(matches!(running.open_session().await, Err(Error::Policy { .. })));
+    assert!(!running.proof().await.unwrap().devices.iter().any(|d| d.driver.contains("serial")));
+    running.kill().await;
+}
+
+#[tokio::test]
 async fn without_its_vtpm_a_vm_does_not_go_on() {
     let vm = Vm::new(Policy::Shielded).await;
     let running = vm.start(false).await.unwrap();
@@ -201,6 +244,10 @@ async fn what_was_not_sealed_does_not_start() {
     let error = vm.start(true).await.err().unwrap();
     assert!(matches!(error, Error::RecordMismatch { field: "policy", .. }));
     vm.spec.policy = Policy::Shielded;
+    vm.spec.console_profile = ConsoleProfile::Server2019;
+    let error = vm.start(false).await.err().unwrap();
+    assert!(matches!(error, Error::RecordMismatch { field: "console_profile", .. }));
+    vm.spec.console_profile = ConsoleProfile::Server2016;
     let error = vm.start(true).await.err().unwrap();
     assert!(matches!(error, Error::Policy { .. }));
     let disk = vm.spec.disks[0].clone();

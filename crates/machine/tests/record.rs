@@ -3,7 +3,7 @@
 
 use key_protector::TransportKey;
 use machine::record::{DiskIdentity, SealedRecord, VERSION};
-use machine::{Error, Policy};
+use machine::{ConsoleProfile, Error, Policy};
 use proptest::prelude::*;
 use uuid::Uuid;
 
@@ -14,6 +14,7 @@ fn record() -> SealedRecord {
         version: VERSION,
         vm_id: VM,
         policy: Policy::Shielded,
+        console_profile: ConsoleProfile::Server2016,
         generation: 4,
         disks: vec![DiskIdentity { serial: "root".into(), size: 1 << 30 }],
         nics: vec!["52:54:00:00:00:01".into()],
@@ -35,6 +36,16 @@ fn it_opens_with_what_it_was_sealed_with() {
     assert_eq!(opened, record());
     let text = String::from_utf8_lossy(&sealed).into_owned();
     assert!(!text.contains("shielded") && !text.contains("root"));
+}
+
+#[test]
+fn a_record_without_a_console_profile_is_of_2016_and_stays_so() {
+    let text = serde_json::to_string(&record()).unwrap();
+    assert!(!text.contains("console_profile"), "{text}");
+    assert_eq!(serde_json::from_str::<SealedRecord>(&text).unwrap(), record());
+    let with_sessions = SealedRecord { console_profile: ConsoleProfile::Server2019, ..record() };
+    let sealed = with_sessions.seal(&key(), &digest()).unwrap();
+    assert_eq!(SealedRecord::open(&sealed, &key(), VM, &digest()).unwrap(), with_sessions);
 }
 
 #[test]

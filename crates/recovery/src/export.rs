@@ -300,7 +300,7 @@ pub(crate) async fn nested_on(agent: &Agent, vmre: &mut VmLock, events: &Events)
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use machine::{Firmware, NicSpec};
+    use machine::{ConsoleProfile, Firmware, NicSpec};
 
     fn vm(name: &str) -> VmSpec {
         VmSpec {
@@ -310,6 +310,7 @@ mod tests {
             vcpus: 1,
             nested: false,
             policy: Policy::Shielded,
+            console_profile: ConsoleProfile::default(),
             disks: Vec::new(),
             nics: vec![NicSpec { switch: "br0".into(), mac: "52:54:00:00:00:01".into() }],
             firmware: Firmware { code: "/code".into(), vars_template: "/vars".into() },

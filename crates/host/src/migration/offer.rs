@@ -4,7 +4,7 @@ use base64::prelude::{BASE64_STANDARD, Engine as _};
 use key_protector::{DerivedKey, Protector, Rolled};
 use machine::accel::{Accel, Verdict};
 use machine::record::{DiskIdentity, MAX_LEN, SealedRecord};
-use machine::{DiskFormat, DiskSpec, Firmware, NicSpec, Policy, VmSpec};
+use machine::{ConsoleProfile, DiskFormat, DiskSpec, Firmware, NicSpec, Policy, VmSpec};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use uuid::Uuid;
@@ -44,6 +44,8 @@ pub(super) struct Shape {
     vcpus: u32,
     nested: bool,
     policy: Policy,
+    #[serde(default, skip_serializing_if = "ConsoleProfile::is_default")]
+    console_profile: ConsoleProfile,
     disks: Vec<DiskIdentity>,
     nics: Vec<NicSpec>,
 }
@@ -58,6 +60,7 @@ impl Shape {
             vcpus: spec.vcpus,
             nested: spec.nested,
             policy: spec.policy,
+            console_profile: spec.console_profile,
             disks,
             nics: spec.nics.clone(),
         }
@@ -83,6 +86,7 @@ impl Shape {
             vcpus: self.vcpus,
             nested: self.nested,
             policy: self.policy,
+            console_profile: self.console_profile,
             disks: disks.collect(),
             nics: self.nics.clone(),
             firmware: Firmware::find().context(Kind::MissingTool, || "no OVMF firmware with Secure Boot".into())?,

@@ -59,6 +59,11 @@ impl Agent {
         let mut control = Channel::connect(to, &Hello::Offer(Box::new(offer))).await.map_err(stays)?;
         let key = live.migration_key();
         control.prove_as_source(key, migration, Purpose::Control, ATTESTATION).await.map_err(stays)?;
+        // Nobody at the destination holds the other end of one; and both QEMUs need the same devices.
+        live.running()
+            .close_session()
+            .await
+            .context(Kind::Internal, || format!("the session of {name} does not end"))?;
         let transfer = Transfer { name: &name, to, migration, key, running: live.running() };
         if let Err(error) = transfer.run(&mut control, events).await {
             return Err(transfer.take_back(error).await);

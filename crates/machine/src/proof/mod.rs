@@ -18,7 +18,7 @@ pub(crate) use process::{FileId, file_id};
 pub use statements::Statement;
 
 use crate::qmp::{Command, Qmp};
-use crate::spec::Policy;
+use crate::spec::{ConsoleProfile, Policy};
 use crate::{Error, Result};
 
 /// A longer list than any VM has is not believed.
@@ -30,6 +30,9 @@ const MAX_ENTRIES: usize = 4096;
 pub struct Proof {
     /// The sealed one, which the VM was started with.
     pub policy: Policy,
+    /// Sealed like the policy.
+    #[serde(default)]
+    pub console_profile: ConsoleProfile,
     /// `kvm` or `tcg`, as QEMU says.
     pub accelerator: String,
     pub qemu_version: String,
@@ -74,6 +77,7 @@ pub(crate) struct Subject {
     pub(crate) swtpm: u32,
     pub(crate) policy: Policy,
     pub(crate) console: bool,
+    pub(crate) console_profile: ConsoleProfile,
     /// Files that QEMU may write to.
     pub(crate) written: Vec<FileId>,
     /// Folders that the two must not see into.
@@ -94,6 +98,7 @@ pub(crate) async fn take(qmp: &Qmp, subject: &Subject, digests: bool) -> Result<
     }
     let mut proof = Proof {
         policy: subject.policy,
+        console_profile: subject.console_profile,
         accelerator: if kvm["enabled"] == true { "kvm" } else { "tcg" }.to_owned(),
         qemu_version: format!("{}.{}.{}", number("major"), number("minor"), number("micro")),
         qemu: ProcessProof::of(subject.qemu, &subject.hidden, digests)?,

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::process::{Capabilities, Kind, ProcessProof};
 use super::{Proof, Subject};
+use crate::spec::ConsoleProfile;
 use crate::{qemu, user};
 use confine::view;
 
@@ -34,6 +35,8 @@ impl fmt::Display for Statement {
 const DEVICES: [&str; 5] = ["pcie-root-port", "virtio-blk-pci", "virtio-net-pci", "virtio-rng-pci", "tpm-crb"];
 /// And one with a console.
 const SERIAL: &str = "isa-serial";
+/// And those with sessions: where they are plugged in, and one that is open.
+const SESSIONS: [&str; 2] = ["virtio-serial-pci", "virtserialport"];
 
 /// Contradictions make a statement false.
 fn statement(subject: &str, statement: &str, required: bool, but: Vec<String>) -> Statement {
@@ -124,25 +127,29 @@ fn of_process(name: &str, process: &ProcessProof) -> Vec<Statement> {
 
 fn of_machine(proof: &Proof, subject: &Subject) -> Vec<Statement> {
     let name = "the machine";
-    let channels = qemu::chardevs(subject.console);
+    let sessions = subject.console_profile == ConsoleProfile::Server2019;
+    let channels = qemu::chardevs(subject.console, subject.console_profile);
     let only = format!("no channels but {}", channels.join(", "));
     let others = proof.chardevs.iter().map(|c| &c.label).filter(|label| !channels.contains(&label.as_str()));
     let foreign = proof.devices.iter().filter(|device| {
-        let known = DEVICES.contains(&device.driver.as_str()) || (subject.console && device.driver == SERIAL);
+        let driver = device.driver.as_str();
+        let known = DEVICES.contains(&driver)
+            || (subject.console && driver == SERIAL)
+            || (sessions && SESSIONS.contains(&driver));
         !known
     });
+    let devices = if sessions {
+        "no devices but disks, network cards, vTPM, random numbers and sessions"
+    } else {
+        "no devices but disks, network cards, vTPM and random numbers"
+    };
     let written = proof.qemu.descriptors.iter().filter(|descriptor| {
         let stored = matches!(descriptor.kind, Kind::File | Kind::BlockDevice) && descriptor.writable;
         stored && !descriptor.file.is_some_and(|file| subject.written.contains(&file))
     });
     vec![
         statement(name, &only, true, others.cloned().collect()),
-        statement(
-            name,
-            "no devices but disks, network cards, vTPM and random numbers",
-            true,
-            foreign.map(|device| format!("{} {}", device.driver, device.id)).collect(),
-        ),
+        statement(name, devices, true, foreign.map(|device| format!("{} {}", device.driver, device.id)).collect()),
         statement(
             name,
             "no file open for writing but its own variables and disks",

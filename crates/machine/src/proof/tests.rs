@@ -38,12 +38,17 @@ impl Trial {
     }
 
     async fn proof(&self) -> Proof {
+        self.proof_with(ConsoleProfile::Server2016).await
+    }
+
+    async fn proof_with(&self, console_profile: ConsoleProfile) -> Proof {
         let pid = self.qemu.child.id().unwrap();
         let subject = Subject {
             qemu: pid,
             swtpm: pid,
             policy: Policy::Shielded,
             console: false,
+            console_profile,
             written: Vec::new(),
             hidden: confine::view::HIDDEN.map(PathBuf::from).to_vec(),
         };
@@ -52,7 +57,11 @@ impl Trial {
 
     /// The required statements that do not hold, without those that two roles of one process break.
     async fn broken(&self) -> Vec<String> {
-        let proof = self.proof().await;
+        self.broken_with(ConsoleProfile::Server2016).await
+    }
+
+    async fn broken_with(&self, console_profile: ConsoleProfile) -> Vec<String> {
+        let proof = self.proof_with(console_profile).await;
         let broken = |s: &&Statement| s.required && !s.holds && s.subject != "swtpm";
         proof.holds.iter().filter(broken).map(ToString::to_string).collect()
     }
@@ -114,6 +123,31 @@ async fn planted_devices_and_channels_are_told() {
         assert_eq!(broken.len(), usize::from(!told.is_empty()), "{told}: {broken:?}");
         assert!(broken.iter().all(|b| b.contains(told)), "{told}: {broken:?}");
     }
+}
+
+#[tokio::test]
+async fn a_session_is_told_where_the_profile_has_none() {
+    let sandbox = ["-sandbox", SANDBOX];
+    let session = [
+        "-device",
+        "virtio-serial-pci,id=sessions",
+        "-chardev",
+        "null,id=session0",
+        "-device",
+        "virtserialport,bus=sessions.0,chardev=session0,id=session-port",
+    ];
+    let trial = Trial::start(&[&sandbox[..], &session].concat(), None, Some(confined())).await;
+    assert_eq!(trial.broken_with(ConsoleProfile::Server2019).await, Vec::<String>::new());
+    let broken = trial.broken().await;
+    assert_eq!(broken.len(), 2, "{broken:?}");
+    assert!(broken[0].ends_with("no channels but tpm0, qmp, but session0"), "{broken:?}");
+    assert!(broken[1].contains("virtio-serial-pci sessions, virtserialport session-port"), "{broken:?}");
+    // A second channel, or another device on the same controller, is no session.
+    let more = ["-chardev", "null,id=session1", "-device", "virtconsole,bus=sessions.0,chardev=session1,id=hvc"];
+    let trial = Trial::start(&[&sandbox[..], &session, &more].concat(), None, Some(confined())).await;
+    let broken = trial.broken_with(ConsoleProfile::Server2019).await;
+    assert_eq!(broken.len(), 2, "{broken:?}");
+    assert!(broken[0].ends_with("but session1") && broken[1].ends_with("but virtconsole hvc"), "{broken:?}");
 }
 
 #[tokio::test]

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use machine::accel::{Accel, Verdict};
-use machine::{DiskFormat, DiskSpec, Firmware, Policy, VmSpec};
+use machine::{ConsoleProfile, DiskFormat, DiskSpec, Firmware, Policy, VmSpec};
 use tempfile::TempDir;
 use uuid::Uuid;
 
@@ -33,6 +33,7 @@ impl Sandbox {
             vcpus: 1,
             nested: false,
             policy,
+            console_profile: ConsoleProfile::default(),
             disks: vec![self.disk("root")],
             nics: Vec::new(),
             firmware: Firmware::find().expect("the Debian package ovmf must be installed"),
