@@ -205,12 +205,14 @@ const LOCAL_RIGHTS: [(&str, u32); 2] = [("fowner", 3), ("fsetid", 4)];
 fn rights(world: &mut World) -> Result<()> {
     let local: Vec<(&str, u32)> = RIGHTS.iter().chain(&LOCAL_RIGHTS).copied().collect();
     has_only(world.agent_pid()?, &RIGHTS)?;
+    world.admin(&["vm", "stop", "dvm", "--force"])?.ok()?;
     world.kill_agent()?;
     world.start_local_agent()?;
     let checked = has_only(world.agent_pid()?, &local);
     world.kill_agent()?;
     fs::remove_file(world.store().join("guardians/tenant.pem"))?;
     world.start_agent_with(&[("DRYDOCK_LOG", "trace")])?;
+    world.admin(&["vm", "start", "dvm"])?.ok()?;
     checked?;
     ensure!(has_only(std::process::id(), &local).is_err(), "the control: this test has no more than an agent");
 
