@@ -29,13 +29,13 @@ impl<'a> Shown<'a> {
 }
 
 /// A new root, over /sys, where nobody keeps images; then what it needs in it, and nothing of the old one, whose /proc
-/// `umount` wants to read at last. QEMU tries its locks on /dev/null. Words up to `--` are files, each with its mount option. It costs time at every start, so
-/// it starts few programs.
+/// `umount` wants to read at last. QEMU tries its locks on /dev/null. Words up to `--` are files, each with its mount
+/// option. It costs time at every start, so it starts few programs.
 const SCRIPT: &str = r#"set -e
 here=$PWD
 mount -t tmpfs -o mode=0755,size=64k,nr_inodes=1k,nosuid,nodev,noexec root /sys
 cd /sys
-mkdir usr dev old
+mkdir usr dev .before
 mount --bind -o ro /usr usr
 : > dev/null
 mount --bind /dev/null dev/null
@@ -44,15 +44,15 @@ for folder in bin sbin lib lib32 lib64; do
     if [ -L /$folder ]; then links="$links usr/$folder"
     elif [ -d /$folder ]; then mkdir $folder; mount --bind -o ro /$folder $folder; fi
 done
-ln -s $links old/proc .
+ln -s $links .before/proc .
 while [ "$1" != -- ]; do
     if ! [ -e ".$2" ]; then mkdir -p ".${2%/*}"; : > ".$2"; fi
     mount --bind -o "$1" "$2" ".$2"
     shift 2
 done
 shift
-pivot_root . old
-umount -l /old
+pivot_root . .before
+umount -l /.before
 if [ -d "$here" ]; then cd "$here"; else cd /; fi
 ulimit -d 4194304
 exec "$@"

@@ -119,7 +119,7 @@ fn no_secret_in(vm: &Vm, process: &Path) {
     assert_eq!(field("Seccomp:"), "2", "a filter is in force");
     let limits = std::fs::read_to_string(process.join("limits")).unwrap();
     let core = limits.lines().find(|l| l.contains("core file")).unwrap();
-    assert_eq!(core.split_whitespace().nth(4), Some("0"), "{core}");
+    assert_eq!(core.split_whitespace().nth(4), Some("1"), "{core}");
 }
 
 #[tokio::test]
