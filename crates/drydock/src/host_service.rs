@@ -148,6 +148,9 @@ fn load_host_key(store: &Store) -> Result<HostKey> {
 
 async fn serve(agent: Agent, socket: &Path, migrations: Option<SocketAddr>, out: &Output) -> Result<()> {
     let agent = Arc::new(agent);
+    if let KeySource::Local(guardians) = agent.keys() {
+        guardians.prepare();
+    }
     let mut arriving = tokio::task::JoinSet::new();
     if let Some(address) = migrations {
         let destination = Destination::bind(Arc::clone(&agent), address).await?;

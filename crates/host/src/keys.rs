@@ -3,11 +3,13 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use attestation::HostKey;
 use hgs::client::{HealthCertificate, HgsClient, HostTpm, Status};
-use key_protector::{Guardian, GuardianPublic, Protector, Rolled};
+use key_protector::{Guardian, GuardianKeys, GuardianPublic, KeyKind, Protector, Rolled};
 use time::OffsetDateTime;
+use tokio::task::JoinHandle;
 use zeroize::Zeroizing;
 
 use crate::durable;
@@ -243,12 +245,35 @@ fn release_error(message: String, cause: &hgs::client::Error) -> Error {
 /// Guardians with private keys, one PEM file each, 0600, in one directory.
 pub struct LocalGuardians {
     dir: PathBuf,
+    /// The keys of the next guardian that is made here, done or in the making.
+    ahead: Mutex<Option<JoinHandle<key_protector::Result<GuardianKeys>>>>,
 }
 
 impl LocalGuardians {
     #[must_use]
     pub fn new(dir: PathBuf) -> Self {
-        LocalGuardians { dir }
+        LocalGuardians { dir, ahead: Mutex::default() }
+    }
+
+    /// Begins to make the keys of the next guardian, if that was not begun: the search for prime numbers takes a second
+    /// or two where the machine is emulated. Until they are taken they are in this process's memory and nowhere else.
+    pub fn prepare(&self) {
+        self.ahead().get_or_insert_with(|| tokio::task::spawn_blocking(|| GuardianKeys::generate(KeyKind::Rsa2048)));
+    }
+
+    /// Keys for a guardian, which nobody else gets.
+    ///
+    /// # Errors
+    /// `Internal` when they cannot be made.
+    pub async fn new_keys(&self) -> Result<GuardianKeys> {
+        self.prepare();
+        let failed = || "cannot make a guardian's keys".to_owned();
+        let Some(made) = self.ahead().take() else { return Err(Error::new(Kind::Internal, failed())) };
+        made.await.context(Kind::Internal, failed)?.context(Kind::Internal, failed)
+    }
+
+    fn ahead(&self) -> MutexGuard<'_, Option<JoinHandle<key_protector::Result<GuardianKeys>>>> {
+        self.ahead.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn path(&self, name: &str) -> PathBuf {

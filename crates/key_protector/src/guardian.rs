@@ -125,13 +125,25 @@ pub struct Guardian {
     encryption: EncryptionKey,
 }
 
+/// Private keys without certificates: what takes time in the making of a guardian. Zeroed when dropped.
+pub struct GuardianKeys {
+    signing: SigningKey,
+    encryption: EncryptionKey,
+}
+
+impl GuardianKeys {
+    /// # Errors
+    /// A failure of the provider.
+    pub fn generate(kind: KeyKind) -> Result<Self> {
+        Ok(Self { signing: SigningKey::generate()?, encryption: EncryptionKey::generate(kind)? })
+    }
+}
+
 impl Guardian {
     /// Makes new keys and self-signed certificates for them.
     ///
-    /// The lifetime is `not_before` to `not_after`, inclusive, in whole seconds.
-    ///
     /// # Errors
-    /// [`Error::Name`], [`Error::Lifetime`], or a failure of the provider.
+    /// Those of [`Guardian::with_keys`].
     pub fn generate(
         name: &str,
         role: Role,
@@ -139,10 +151,25 @@ impl Guardian {
         not_before: OffsetDateTime,
         not_after: OffsetDateTime,
     ) -> Result<Self> {
+        Self::with_keys(GuardianKeys::generate(keys)?, name, role, not_before, not_after)
+    }
+
+    /// Makes self-signed certificates for these keys.
+    ///
+    /// The lifetime is `not_before` to `not_after`, inclusive, in whole seconds.
+    ///
+    /// # Errors
+    /// [`Error::Name`], [`Error::Lifetime`], or a failure of the provider.
+    pub fn with_keys(
+        keys: GuardianKeys,
+        name: &str,
+        role: Role,
+        not_before: OffsetDateTime,
+        not_after: OffsetDateTime,
+    ) -> Result<Self> {
         check_name(name)?;
         let lifetime = lifetime(not_before, not_after)?;
-        let signing = SigningKey::generate()?;
-        let encryption = EncryptionKey::generate(keys)?;
+        let GuardianKeys { signing, encryption } = keys;
         let signing_certificate =
             issue(name, role, lifetime, KeyUsagePurpose::DigitalSignature, &X509Ec(&signing.x509_pair()?))?;
         let encryption_certificate =

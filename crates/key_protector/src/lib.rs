@@ -24,7 +24,7 @@ mod transport_key;
 
 pub use certificate::{Certificate, Role};
 pub use error::{Error, Result};
-pub use guardian::{Guardian, GuardianPublic, KeyKind};
+pub use guardian::{Guardian, GuardianKeys, GuardianPublic, KeyKind};
 pub use protector::{Protector, Rolled, Wrapping};
 pub use transport_key::{DerivedKey, TransportKey};
 

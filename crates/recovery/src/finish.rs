@@ -62,6 +62,8 @@ pub(crate) async fn run(agent: &Agent, vm: Option<&str>, stop: bool, events: &Ev
         journal.mark(Step::Cleaned)?;
     }
     journal.mark(Step::Closed)?;
+    // For the next recovery here.
+    guardians.prepare();
     Ok(status::describe(&journal))
 }
 

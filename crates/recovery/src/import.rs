@@ -9,7 +9,7 @@ use host::keys::{KeySource, LocalGuardians};
 use host::store::VmDir;
 use host::wire::Events;
 use host::{Agent, VmLock, check_record};
-use key_protector::{Guardian, KeyKind, Protector, Role, Wrapping};
+use key_protector::{Guardian, GuardianKeys, Protector, Role, Wrapping};
 use machine::record::SealedRecord;
 use machine::{DiskFormat, NicSpec, Policy, VmSpec};
 use time::{Duration, OffsetDateTime};
@@ -99,10 +99,11 @@ async fn import(agent: &Agent, guardians: &LocalGuardians, options: &Options, ev
             sentence: status::describe(&journal).sentence,
         });
     }
-    let guardian = match guardians.get(&guardian_name(&journal))? {
-        Some(guardian) => Making::Kept(Box::new(guardian)),
-        None => Making::begin(&name, hours),
-    };
+    let kept = guardians.get(&guardian_name(&journal))?;
+    if kept.is_none() {
+        // Beside what comes before they are needed.
+        guardians.prepare();
+    }
     if !journal.done(Step::Imported) {
         events.say("import", format!("importing {name}"));
         place(lock.dir(), &outbound, options)?;
@@ -112,12 +113,10 @@ async fn import(agent: &Agent, guardians: &LocalGuardians, options: &Options, ev
     }
     events.say("guardian", "making the recovery guardian");
     let loaded = key.load().await?;
-    let guardian = match guardian {
-        Making::Kept(guardian) => *guardian,
-        Making::Begun(fresh) => {
-            let fresh = fresh
-                .await
-                .context(Kind::Internal, || "the making of the recovery guardian stopped".into())?
+    let guardian = match kept {
+        Some(guardian) => guardian,
+        None => {
+            let fresh = recovery_guardian(guardians.new_keys().await?, &name, hours)
                 .context(Kind::Internal, || "cannot make the recovery guardian".into())?;
             guardians.add(&guardian_name(&journal), &fresh)?;
             fresh
@@ -146,21 +145,10 @@ async fn import(agent: &Agent, guardians: &LocalGuardians, options: &Options, ev
     })
 }
 
-/// The recovery guardian, while it may still be in the making.
-enum Making {
-    Kept(Box<Guardian>),
-    /// On a thread of its own: the search for prime numbers takes a second or two where the garage is slow.
-    Begun(tokio::task::JoinHandle<key_protector::Result<Guardian>>),
-}
-
-impl Making {
-    fn begin(vm: &str, hours: i64) -> Self {
-        let (name, now) = (format!("recovery of {vm}"), OffsetDateTime::now_utc());
-        let (from, until) = (now - Duration::minutes(5), now + Duration::hours(hours));
-        Making::Begun(tokio::task::spawn_blocking(move || {
-            Guardian::generate(&name, Role::Recovery, KeyKind::Rsa2048, from, until)
-        }))
-    }
+fn recovery_guardian(keys: GuardianKeys, vm: &str, hours: i64) -> key_protector::Result<Guardian> {
+    let now = OffsetDateTime::now_utc();
+    let (from, until) = (now - Duration::minutes(5), now + Duration::hours(hours));
+    Guardian::with_keys(keys, &format!("recovery of {vm}"), Role::Recovery, from, until)
 }
 
 fn text(bytes: Vec<u8>) -> Result<String> {
