@@ -3,7 +3,7 @@
 //! | Function | For |
 //! |---|---|
 //! | [`view::start_within`], [`NO_CAPABILITY`] | QEMU and swtpm of a VM, which are given open descriptors |
-//! | [`tool`] | `qemu-img` and `qemu-nbd`, which open files by their names |
+//! | [`Tool`] | `qemu-img` and `qemu-nbd`, which open files by their names |
 //! | [`forbid_core_dumps`] | whoever starts them |
 
 mod tool;
@@ -14,7 +14,7 @@ use std::path::PathBuf;
 
 use rustix::process::{Resource, Rlimit};
 
-pub use tool::{Shown, tool};
+pub use tool::{Shown, Tool};
 
 /// Where programs are looked for: never where the caller's environment says.
 pub const PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";

@@ -2,12 +2,20 @@
 //! see these files, programs and libraries, and nothing else: no other file, process, device or network.
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
 use std::fs;
 use std::io::{self, ErrorKind};
-use std::os::unix::fs::MetadataExt;
-use std::path::Path;
-use std::process::{Command, Stdio};
+use std::os::unix::fs::{MetadataExt, symlink};
+use std::path::{self, Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
+use std::thread;
+
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sched::{CloneFlags, unshare};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fs::{StatVfsMountFlags, statvfs};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, chdir, pidfd_open, pivot_root};
 
 use crate::{NO_CAPABILITY, PATH, find, forbid_core_dumps, view};
 
@@ -28,80 +36,171 @@ impl<'a> Shown<'a> {
     }
 }
 
-/// A new root, over /sys, where nobody keeps images; then what it needs in it, and nothing of the old one, whose /proc
-/// `umount` wants to read at last. QEMU tries its locks on /dev/null. Words up to `--` are files, each with its mount
-/// option. It costs time at every start, so it starts few programs.
-const SCRIPT: &str = r#"set -e
-here=$PWD
-mount -t tmpfs -o mode=0755,size=64k,nr_inodes=1k,nosuid,nodev,noexec root /sys
-cd /sys
-mkdir usr dev .before
-mount --bind -o ro /usr usr
-: > dev/null
-mount --bind /dev/null dev/null
-links=
-for folder in bin sbin lib lib32 lib64; do
-    if [ -L /$folder ]; then links="$links usr/$folder"
-    elif [ -d /$folder ]; then mkdir $folder; mount --bind -o ro /$folder $folder; fi
-done
-ln -s $links .before/proc .
-while [ "$1" != -- ]; do
-    if ! [ -e ".$2" ]; then mkdir -p ".${2%/*}"; : > ".$2"; fi
-    mount --bind -o "$1" "$2" ".$2"
-    shift 2
-done
-shift
-pivot_root . .before
-umount -l /.before
-if [ -d "$here" ]; then cd "$here"; else cd /; fi
-ulimit -d 4194304
-exec "$@"
-"#;
+/// Where a tool's root is put together: in its own view nobody misses what lies there.
+const ROOT: &str = "/sys";
+/// The old root while it is left; no image's path begins with it.
+const BEFORE: &str = ".before";
+/// Most bytes of data that a tool may have, for setrlimit(2).
+const MAX_DATA: u64 = 4 << 30;
 
-/// A command that runs a program on these files, with no capability, network or environment, and no access to other
-/// processes; arguments are added to it. The files are there already and belong to one user, as whom it runs: without
-/// capabilities nobody else may open them.
-///
-/// An agent that is not root cannot do most of that. Its tools have its own rights, and can gain none.
-///
-/// # Errors
-/// `NotFound` for a program that is not installed; `InvalidInput` for files of several users; what the system says of a
-/// file, or of a limit.
-pub fn tool(program: &str, files: &[Shown<'_>]) -> io::Result<Command> {
-    let program = find(program)?;
-    forbid_core_dumps()?;
-    let root = rustix::process::geteuid().is_root();
-    let mut words: Vec<OsString> = Vec::new();
-    let own_view = root && view::offered();
-    if own_view {
-        let namespaces = ["unshare", "--mount", "--propagation", "private", "--net", "--ipc", "--uts", "--pid"];
-        words.extend(namespaces.map(Into::into));
-        // Killed with `unshare`, which its caller has as a child.
-        words.extend(["--kill-child", "sh", "-c", SCRIPT, "sh"].map(Into::into));
-        for file in files {
-            let option = if matches!(file, Shown::Read(_)) { "ro" } else { "rw" };
-            words.extend([option.into(), std::path::absolute(file.path())?.into()]);
+/// A program that is about to be started on some files, with no capability, network or environment, and no access to
+/// other processes or files.
+pub struct Tool {
+    /// To be given arguments, streams and descriptors.
+    pub command: Command,
+    /// What it sees, and whether it may write; without them it has its caller's view.
+    shown: Option<Vec<(PathBuf, bool)>>,
+}
+
+impl Tool {
+    /// The files are there already and belong to one user, as whom it runs: without capabilities nobody else may open
+    /// them.
+    ///
+    /// An agent that is not root cannot do most of that. Its tools have its own rights, and can gain none.
+    ///
+    /// # Errors
+    /// `NotFound` for a program that is not installed; `InvalidInput` for files of several users; what the system says
+    /// of a file, or of a limit.
+    pub fn new(program: &str, files: &[Shown<'_>]) -> io::Result<Self> {
+        let program = find(program)?;
+        forbid_core_dumps()?;
+        let root = rustix::process::geteuid().is_root();
+        let shown = if root && view::offered() {
+            let absolute = |file: &Shown<'_>| Ok((path::absolute(file.path())?, matches!(file, Shown::Write(_))));
+            Some(files.iter().map(absolute).collect::<io::Result<_>>()?)
+        } else {
+            None
+        };
+        let mut command = Command::new(find("prlimit")?);
+        command.arg(format!("--data={MAX_DATA}")).arg(find("setpriv")?);
+        if root {
+            let (user, group) = owner(files)?;
+            command.args([format!("--reuid={user}"), format!("--regid={group}"), "--clear-groups".into()]);
+            command.args(NO_CAPABILITY);
+        } else {
+            command.arg("--no-new-privs");
         }
-        words.push("--".into());
+        if shown.is_some() {
+            command.arg("--pdeathsig=KILL");
+        }
+        command.arg("--").arg(program);
+        command.env_clear().env("PATH", PATH).env("LC_ALL", "C").stdin(Stdio::null());
+        Ok(Self { command, shown })
     }
-    words.push(find("setpriv")?.into());
-    if root {
-        let (user, group) = owner(files)?;
-        words.extend([format!("--reuid={user}"), format!("--regid={group}")].map(Into::into));
-        words.push("--clear-groups".into());
-        words.extend(NO_CAPABILITY.map(Into::into));
-    } else {
-        words.push("--no-new-privs".into());
+
+    /// # Errors
+    /// What the system says.
+    pub fn spawn(self) -> io::Result<Child> {
+        self.spawn_with(|mut command| {
+            let child = command.spawn()?;
+            let id = child.id();
+            Ok((child, id))
+        })
     }
-    if own_view {
-        // Forgotten when the user changed.
-        words.push("--pdeathsig=KILL".into());
+
+    /// Starts it with `spawn`, which says what it started and that one's process id.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn spawn_with<T: Send + 'static>(
+        self,
+        spawn: impl FnOnce(Command) -> io::Result<(T, u32)> + Send + 'static,
+    ) -> io::Result<T> {
+        let Self { command, shown } = self;
+        let Some(shown) = shown else { return spawn(command).map(|(child, _)| child) };
+        let (sender, started) = mpsc::sync_channel(1);
+        // Namespaces are a thread's. It stays as long as the program, which the kernel ends with the thread that started
+        // it: so it does not outlive an agent that is killed.
+        thread::Builder::new().name("tool".into()).spawn(move || {
+            let done = enter(&shown).and_then(|()| spawn(command)).and_then(|(child, id)| {
+                let id = i32::try_from(id).ok().and_then(Pid::from_raw).ok_or(ErrorKind::NotFound)?;
+                Ok((child, pidfd_open(id, PidfdFlags::empty())?))
+            });
+            match done {
+                Ok((child, end)) => {
+                    let _ = sender.send(Ok(child));
+                    while poll(&mut [PollFd::new(&end, PollFlags::IN)], None) == Err(Errno::INTR) {}
+                }
+                Err(error) => drop(sender.send(Err(error))),
+            }
+        })?;
+        started.recv().map_err(|_| io::Error::other("the thread that starts it is gone"))?
     }
-    words.push("--".into());
-    words.push(program.into());
-    let mut command = Command::new(words.remove(0));
-    command.args(words).env_clear().env("PATH", PATH).env("LC_ALL", "C").stdin(Stdio::null());
-    Ok(command)
+}
+
+/// Leaves everything for namespaces of this thread's own, where there are programs, libraries and these files. What
+/// the thread starts has a new process namespace too.
+fn enter(shown: &[(PathBuf, bool)]) -> io::Result<()> {
+    let here = std::env::current_dir()?;
+    unshare(
+        CloneFlags::CLONE_NEWNS
+            | CloneFlags::CLONE_NEWNET
+            | CloneFlags::CLONE_NEWIPC
+            | CloneFlags::CLONE_NEWUTS
+            | CloneFlags::CLONE_NEWPID,
+    )?;
+    mount(NONE, "/", NONE, MsFlags::MS_REC | MsFlags::MS_PRIVATE, NONE)?;
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    mount(Some("root"), ROOT, Some("tmpfs"), flags, Some("mode=0755,size=64k,nr_inodes=1k"))?;
+    chdir(ROOT)?;
+    for folder in ["usr", "dev", BEFORE] {
+        fs::create_dir(folder)?;
+    }
+    bind(Path::new("/usr"), Path::new("usr"), false)?;
+    // QEMU tries its locks on it.
+    show(Path::new("/dev/null"), true)?;
+    for folder in ["bin", "sbin", "lib", "lib32", "lib64"] {
+        let old = Path::new("/").join(folder);
+        if old.is_symlink() {
+            symlink(Path::new("usr").join(folder), folder)?;
+        } else if old.is_dir() {
+            fs::create_dir(folder)?;
+            bind(&old, Path::new(folder), false)?;
+        }
+    }
+    for (file, writable) in shown {
+        show(file, *writable)?;
+    }
+    pivot_root(".", BEFORE)?;
+    let before = Path::new("/").join(BEFORE);
+    umount2(&before, MntFlags::MNT_DETACH)?;
+    // Relative names are what they were where there is such a folder.
+    chdir(&here).or_else(|_| chdir("/"))?;
+    Ok(())
+}
+
+const NONE: Option<&str> = None;
+
+/// Puts a file of the old root under its name into the new one, which is the working folder.
+fn show(file: &Path, writable: bool) -> io::Result<()> {
+    let inside = Path::new(".").join(file.strip_prefix("/").unwrap_or(file));
+    if !inside.exists() {
+        if let Some(folder) = inside.parent() {
+            fs::create_dir_all(folder)?;
+        }
+        fs::write(&inside, "")?;
+    }
+    bind(file, &inside, writable)
+}
+
+fn bind(from: &Path, to: &Path, writable: bool) -> io::Result<()> {
+    mount(Some(from), to, NONE, MsFlags::MS_BIND, NONE)?;
+    if writable {
+        return Ok(());
+    }
+    // What is forbidden there stays so.
+    let now = statvfs(to)?.f_flag;
+    let mut flags = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
+    for (is, flag) in [
+        (StatVfsMountFlags::NOSUID, MsFlags::MS_NOSUID),
+        (StatVfsMountFlags::NODEV, MsFlags::MS_NODEV),
+        (StatVfsMountFlags::NOEXEC, MsFlags::MS_NOEXEC),
+    ] {
+        if now.contains(is) {
+            flags |= flag;
+        }
+    }
+    Ok(mount(NONE, to, NONE, flags, NONE)?)
 }
 
 /// User and group of all these files.

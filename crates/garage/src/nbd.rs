@@ -16,7 +16,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use command_fds::{CommandFdExt, FdMapping};
-use confine::Shown;
+use confine::{Shown, Tool};
 
 use crate::blocks::{Blocks, check_range};
 use crate::error::{Error, Result};
@@ -72,12 +72,13 @@ impl Nbd {
         // Nobody else connects to it.
         folder.close().map_err(failed())?;
         let program = confine::find(QEMU_NBD).map_err(not_started(QEMU_NBD, path))?;
-        let mut command = confine::tool("sh", &[Shown::Read(path)]).map_err(not_started("sh", path))?;
+        let mut tool = Tool::new("sh", &[Shown::Read(path)]).map_err(not_started("sh", path))?;
+        let command = &mut tool.command;
         command.args(["-c", ACTIVATE, "sh"]).arg(program);
         command.arg("--image-opts").arg("--read-only").arg(opts).stdout(Stdio::null());
         let listener = FdMapping { parent_fd: listener.into(), child_fd: LISTEN_FD };
         command.fd_mappings(vec![listener]).map_err(|error| failed()(io::Error::other(error)))?;
-        let server = Running::spawn(QEMU_NBD, command, path)?;
+        let server = Running::spawn(QEMU_NBD, tool, path)?;
         Self::greet(stream, path, Some(server))
     }
 

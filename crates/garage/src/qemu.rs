@@ -7,10 +7,10 @@ use std::ffi::{OsStr, OsString};
 use std::io::{self, Read};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ExitStatus, Stdio};
 use std::thread::{self, JoinHandle};
 
-use confine::Shown;
+use confine::{Shown, Tool};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::Deserialize;
 
@@ -161,14 +161,15 @@ pub(crate) struct Running {
 
 impl Running {
     pub(crate) fn qemu_img(files: &[Shown<'_>], args: &[&OsStr], path: &Path) -> Result<Self> {
-        let mut command = confine::tool(QEMU_IMG, files).map_err(not_started(QEMU_IMG, path))?;
-        command.args(args).stdout(Stdio::piped());
-        Self::spawn(QEMU_IMG, command, path)
+        let mut tool = Tool::new(QEMU_IMG, files).map_err(not_started(QEMU_IMG, path))?;
+        tool.command.args(args).stdout(Stdio::piped());
+        Self::spawn(QEMU_IMG, tool, path)
     }
 
     /// Spawns, and listens to complaints, so that they cannot block the child.
-    pub(crate) fn spawn(tool: &'static str, mut command: Command, path: &Path) -> Result<Self> {
-        let mut child = command.stderr(Stdio::piped()).spawn().map_err(not_started(tool, path))?;
+    pub(crate) fn spawn(name: &'static str, mut tool: Tool, path: &Path) -> Result<Self> {
+        tool.command.stderr(Stdio::piped());
+        let mut child = tool.spawn().map_err(not_started(name, path))?;
         let complaint = child.stderr.take().map(|mut stderr| {
             thread::spawn(move || {
                 let mut text = Vec::new();
@@ -178,7 +179,7 @@ impl Running {
                 text
             })
         });
-        Ok(Self { tool, child, complaint })
+        Ok(Self { tool: name, child, complaint })
     }
 
     /// The error for a child that has ended badly.

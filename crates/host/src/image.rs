@@ -6,10 +6,11 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt, fchown};
 use std::path::Path;
 use std::process::Stdio;
 
-use confine::Shown;
+use confine::{Shown, Tool};
 use serde::Deserialize;
 use tokio::io::AsyncReadExt;
 use tokio::process::{ChildStderr, Command};
+use tokio::runtime::Handle;
 
 use crate::error::{Context, Error, Kind, Result};
 use crate::wire::Events;
@@ -145,10 +146,16 @@ async fn qemu_img(
     args: &[&OsStr],
     output: &mut (dyn FnMut(&[u8]) -> Result<()> + Send),
 ) -> Result<std::result::Result<(), String>> {
-    let command = confine::tool(QEMU_IMG, files).map_err(not_started)?;
-    let mut command = Command::from(command);
-    command.args(args).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
-    let mut child = command.spawn().map_err(not_started)?;
+    let mut tool = Tool::new(QEMU_IMG, files).map_err(not_started)?;
+    tool.command.args(args).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let runtime = Handle::current();
+    let spawn = move |command| {
+        let _tokio = runtime.enter();
+        let child = Command::from(command).kill_on_drop(true).spawn()?;
+        let id = child.id().unwrap_or_default();
+        Ok((child, id))
+    };
+    let mut child = tool.spawn_with(spawn).map_err(not_started)?;
     let complaint = tokio::spawn(complaint(child.stderr.take()));
     let failed = || "cannot hear qemu-img out".to_owned();
     if let Some(mut stdout) = child.stdout.take() {

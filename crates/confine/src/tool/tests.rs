@@ -1,9 +1,11 @@
 //! A shell in place of the tools looks around, as a hostile image would have them do.
 #![allow(clippy::unwrap_used)]
 use super::*;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader};
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::process::Output;
+
+use rustix::event::Timespec;
 
 const SOMEBODY: u32 = 12345;
 
@@ -20,7 +22,9 @@ fn images() -> tempfile::TempDir {
 }
 
 fn shell(files: &[Shown<'_>], script: &str) -> Output {
-    tool("sh", files).unwrap().args(["-c", script]).output().unwrap()
+    let mut tool = Tool::new("sh", files).unwrap();
+    tool.command.args(["-c", script]).stdout(Stdio::piped()).stderr(Stdio::piped());
+    tool.spawn().unwrap().wait_with_output().unwrap()
 }
 
 #[test]
@@ -56,22 +60,20 @@ fn a_tool_finds_its_file_by_a_relative_name_and_through_links() {
     assert!(output.stdout.starts_with(b"[package]"), "{output:?}");
 }
 
-/// What the kernel says of it while it runs, and that it ends with its parent.
+/// What the kernel says of it while it runs.
 #[test]
 fn a_tool_has_no_capability_no_network_and_nobody_to_signal() {
     let dir = images();
     let image = dir.path().join("image");
-    let mut command = tool("sh", &[Shown::Read(&image)]).unwrap();
-    command.args(["-c", "kill -0 \"$1\" 2>/dev/null && echo seen; echo ready; read -r end", "sh"]);
-    command.arg(std::process::id().to_string()).stdin(Stdio::piped()).stdout(Stdio::piped());
-    let mut parent = command.spawn().unwrap();
-    let mut lines = BufReader::new(parent.stdout.take().unwrap());
+    let mut tool = Tool::new("sh", &[Shown::Read(&image)]).unwrap();
+    tool.command.args(["-c", "kill -0 \"$1\" 2>/dev/null && echo seen; echo ready; read -r end", "sh"]);
+    tool.command.arg(std::process::id().to_string()).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut child = tool.spawn().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap());
     let mut said = String::new();
     lines.read_line(&mut said).unwrap();
     assert_eq!(said, "ready\n");
-    let children = format!("/proc/{0}/task/{0}/children", parent.id());
-    let tool = fs::read_to_string(children).unwrap().trim().to_owned();
-    let proc = Path::new("/proc").join(tool);
+    let proc = Path::new("/proc").join(child.id().to_string());
     let status = fs::read_to_string(proc.join("status")).unwrap();
     let field = |name: &str| {
         let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
@@ -95,11 +97,35 @@ fn a_tool_has_no_capability_no_network_and_nobody_to_signal() {
     let limits = fs::read_to_string(proc.join("limits")).unwrap();
     let core = limits.lines().find_map(|line| line.strip_prefix("Max core file size")).unwrap();
     assert_eq!(core.split_whitespace().take(2).collect::<Vec<_>>(), ["1", "1"]);
-    // It would read on, as this end is open; its own end closes when it dies with its parent.
-    let _stdin = parent.stdin.take().unwrap();
-    parent.kill().unwrap();
-    parent.wait().unwrap();
-    assert_eq!(lines.read_to_string(&mut said).unwrap(), 0);
+    drop(child.stdin.take());
+    assert!(child.wait().is_ok());
+}
+
+/// The one that is killed is this test once more, in a process of its own.
+#[test]
+fn a_tool_ends_with_the_agent_that_started_it() {
+    const AGENT: &str = "DRYDOCK_TEST_AGENT";
+    if let Some(image) = std::env::var_os(AGENT) {
+        let mut tool = Tool::new("sh", &[Shown::Read(Path::new(&image))]).unwrap();
+        tool.command.args(["-c", "echo up; read -r end"]).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = tool.spawn().unwrap();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut String::new()).unwrap();
+        eprintln!("tool {}", child.id());
+        child.wait().unwrap();
+        return;
+    }
+    let dir = images();
+    let mut agent = Command::new(std::env::current_exe().unwrap());
+    agent.args(["--exact", "tool::tests::a_tool_ends_with_the_agent_that_started_it", "--nocapture"]);
+    agent.env(AGENT, dir.path().join("image")).stdout(Stdio::null()).stderr(Stdio::piped());
+    let mut agent = agent.spawn().unwrap();
+    let mut said = BufReader::new(agent.stderr.take().unwrap()).lines();
+    let id = said.find_map(|line| line.unwrap().strip_prefix("tool ").map(str::to_owned)).unwrap();
+    let tool = pidfd_open(Pid::from_raw(id.parse().unwrap()).unwrap(), PidfdFlags::empty()).unwrap();
+    agent.kill().unwrap();
+    agent.wait().unwrap();
+    let patience = Timespec { tv_sec: 10, tv_nsec: 0 };
+    assert_eq!(poll(&mut [PollFd::new(&tool, PollFlags::IN)], Some(&patience)), Ok(1));
 }
 
 #[test]
@@ -108,8 +134,8 @@ fn files_of_two_users_and_unknown_programs_are_refused() {
     let own = dir.path().join("own");
     fs::write(&own, "").unwrap();
     let image = dir.path().join("image");
-    let refused = tool("sh", &[Shown::Read(&image), Shown::Write(&own)]).unwrap_err();
+    let refused = Tool::new("sh", &[Shown::Read(&image), Shown::Write(&own)]).err().unwrap();
     assert!(refused.to_string().contains("chown"), "{refused}");
-    assert_eq!(tool("no-such-program", &[Shown::Read(&own)]).unwrap_err().kind(), ErrorKind::NotFound);
-    assert!(tool("sh", &[]).is_err());
+    assert_eq!(Tool::new("no-such-program", &[Shown::Read(&own)]).err().unwrap().kind(), ErrorKind::NotFound);
+    assert!(Tool::new("sh", &[]).is_err());
 }
