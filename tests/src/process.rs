@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
 /// What a finished program left.
 #[derive(Debug, Clone)]
@@ -167,24 +168,27 @@ impl Service {
         Ok(())
     }
 
-    /// Ctrl-C.
-    pub fn interrupt(mut self) -> Result<()> {
-        if let Some(pid) = i32::try_from(self.child.id()).ok().and_then(rustix::process::Pid::from_raw) {
-            rustix::process::kill_process_group(pid, rustix::process::Signal::INT)?;
-        }
-        self.child.wait()?;
-        Ok(())
+    /// Ctrl-C, in its terminal.
+    pub fn interrupt(self, deadline: Duration) -> Result<()> {
+        kill_process_group(self.child_id()?, Signal::INT)?;
+        self.ended("SIGINT", deadline)
     }
 
     /// Asks it to end and waits.
-    pub fn terminate(mut self, deadline: Duration) -> Result<()> {
-        if let Some(pid) = i32::try_from(self.child.id()).ok().and_then(rustix::process::Pid::from_raw) {
-            rustix::process::kill_process(pid, rustix::process::Signal::TERM)?;
-        }
+    pub fn terminate(self, deadline: Duration) -> Result<()> {
+        kill_process(self.child_id()?, Signal::TERM)?;
+        self.ended("SIGTERM", deadline)
+    }
+
+    fn child_id(&self) -> Result<Pid> {
+        i32::try_from(self.child.id()).ok().and_then(Pid::from_raw).context("no process id")
+    }
+
+    fn ended(mut self, signal: &str, deadline: Duration) -> Result<()> {
         let end = Instant::now() + deadline;
         while self.child.try_wait()?.is_none() {
             if Instant::now() > end {
-                bail!("{} did not end on SIGTERM:\n{}", self.name, self.log());
+                bail!("{} did not end on {signal}:\n{}", self.name, self.log());
             }
             std::thread::sleep(Duration::from_millis(50));
         }

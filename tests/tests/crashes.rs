@@ -89,7 +89,7 @@ fn an_export_can_be_stopped_and_gone_on_with() -> Result<()> {
     // A gigabyte is copied in less time than a signal may need: the agent stands still until its client has gone.
     let agent = rustix::process::Pid::from_raw(i32::try_from(world.agent_pid()?)?).context("no agent")?;
     rustix::process::kill_process(agent, rustix::process::Signal::STOP)?;
-    let gone = client.interrupt();
+    let gone = client.interrupt(Duration::from_secs(30));
     rustix::process::kill_process(agent, rustix::process::Signal::CONT)?;
     gone?;
     // The agent lets go of the VM once it has noticed and cleaned up.
