@@ -3,12 +3,13 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::host::Host;
-use crate::tenant::owner;
 use anyhow::{Context, Result, ensure};
 use base64::prelude::{BASE64_STANDARD, Engine as _};
 use key_protector::{Protector, TransportKey};
 use time::OffsetDateTime;
+
+use crate::host::Host;
+use crate::tenant::owner;
 
 pub fn contains(haystack: &[u8], needle: &[u8]) -> bool {
     memchr::memmem::find(haystack, needle).is_some()

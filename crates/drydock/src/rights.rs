@@ -35,9 +35,10 @@ pub(crate) fn reduce(local: bool) -> Result<String> {
     give_up(kept).context(Kind::Internal, || "the agent cannot give up rights that it does not need".into()).or_next(
         || "start it as root with all capabilities, or with CapabilityBoundingSet= as in contrib/systemd".into(),
     )?;
-    let left = capabilities(None).context(Kind::Internal, || "cannot ask for the agent's rights".into())?;
-    let bounding = bounding().context(Kind::Internal, || "cannot ask for the agent's rights".into())?;
-    let gains = !no_new_privs().context(Kind::Internal, || "cannot ask for the agent's rights".into())?;
+    let unknown = || "cannot ask for the agent's rights".to_owned();
+    let left = capabilities(None).context(Kind::Internal, unknown)?;
+    let bounding = bounding().context(Kind::Internal, unknown)?;
+    let gains = !no_new_privs().context(Kind::Internal, unknown)?;
     let over = (left.effective | left.permitted | left.inheritable | bounding) - kept;
     // Who is not root has no capability to give up, and cannot take any out of the bounding set; none can be gained.
     if gains || !left.inheritable.is_empty() || (!over.is_empty() && rustix::process::geteuid().is_root()) {

@@ -1,7 +1,6 @@
 //! Starting swtpm, and a vTPM's life at rest: made new, or moved to another key.
 
 use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixStream as StdStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -9,6 +8,7 @@ use key_protector::TransportKey;
 use tokio::net::UnixStream;
 
 use crate::process::{Process, Program, Rights, SWTPM, secret_pipe};
+use crate::running::our_pair;
 use crate::spec::Policy;
 use crate::swtpm_ctrl::Control;
 use crate::user::User;
@@ -129,13 +129,6 @@ pub(crate) async fn reseal(
     require_state(to)
 }
 
-/// A socket pair: our end, and the one that is passed on.
-fn channel() -> Result<(UnixStream, OwnedFd)> {
-    let (ours, theirs) = StdStream::pair().map_err(Error::system("make a socket pair"))?;
-    ours.set_nonblocking(true).map_err(Error::system("set up a socket"))?;
-    Ok((UnixStream::from_std(ours).map_err(Error::system("set up a socket"))?, theirs.into()))
-}
-
 /// A TPM without a VM.
 struct Offline {
     process: Process,
@@ -145,12 +138,12 @@ struct Offline {
 
 impl Offline {
     fn start(dir: &Path, user: User, key: &TransportKey) -> Result<Self> {
-        let (control, theirs) = channel()?;
+        let (control, theirs) = our_pair()?;
         let rights = Rights { user, kvm: false, hidden: &[], folder: None };
-        let mut program = program(dir, rights, key, theirs, None)?;
-        let (commands, theirs) = channel()?;
+        let mut program = program(dir, rights, key, theirs.into(), None)?;
+        let (commands, theirs) = our_pair()?;
         program.args.extend(["--fd".into(), DATA_FD.to_string().into()]);
-        program.fds.push((theirs, DATA_FD));
+        program.fds.push((theirs.into(), DATA_FD));
         Ok(Self { process: program.spawn()?, control: Control::new(control), commands })
     }
 
