@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use command_fds::{CommandFdExt, FdMapping};
 use confine::PATH;
 use raw_cpuid::{CpuId, Hypervisor};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use crate::process::QEMU;
@@ -119,7 +120,12 @@ fn outer_is_tcg() -> bool {
 }
 
 fn kvm_works(outer_tcg: bool) -> Result<String, String> {
-    OpenOptions::new().read(true).write(true).open("/dev/kvm").map_err(|e| format!("/dev/kvm does not open: {e}"))?;
+    OpenOptions::new().read(true).write(true).open("/dev/kvm").map_err(|e| {
+        // Root gets that too, from the device policy of a service.
+        let forbidden = Errno::from_io_error(&e) == Some(Errno::PERM);
+        let remedy = if forbidden { "; DeviceAllow= in the agent's unit does not name it" } else { "" };
+        format!("/dev/kvm does not open: {e}{remedy}")
+    })?;
     if !user::may_use_kvm() {
         return Err("/dev/kvm is open to root only, and VMs do not run as root: chgrp kvm, chmod 660".into());
     }
