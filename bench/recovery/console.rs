@@ -39,5 +39,5 @@ pub(crate) fn measure(figures: &mut Figures) -> Result<()> {
     let boot = seconds("login")? - seconds("start")?;
     put(figures, "console_boot_seconds", boot);
     put(figures, "console_own_over_boot", own / boot);
-    recovery.world.close()
+    recovery.close()
 }

@@ -1,4 +1,4 @@
-//! A whole recovery on real VMs, as the people in it live it.
+//! A whole recovery on real VMs, as the people in it live it: on one host, or with the garage on another.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -9,6 +9,7 @@ use serde_json::Value;
 use time::OffsetDateTime;
 
 use crate::console::Console;
+use crate::host::Host;
 use crate::images;
 use crate::process::Finished;
 use crate::report::Report;
@@ -21,13 +22,13 @@ pub const TENANT: &str = "owner, on the tenant host";
 
 const BOOT: Duration = Duration::from_secs(300);
 const LONG: Duration = Duration::from_secs(300);
-/// Longer than a nested boot takes on two cores that do nothing else.
-const PATIENCE: Duration = Duration::from_secs(270);
 const NESTED: Duration = Duration::from_secs(420);
 /// Exit code for "refused".
 const REFUSED: i32 = 3;
 /// What the owner logs in with on the console; lives for the length of the run.
 const PASSWORD: &str = "harbour-7-lantern";
+/// The RG disk's name on each of two hosts.
+const CARRIED: &str = "dvm.vhdx";
 const NETWORK: &str = "/etc/systemd/network/10-lan.network";
 /// Ends each scripted command line on the console. Typed in two parts, so that its echo is not mistaken for it.
 const DONE: &str = "step-is-done";
@@ -35,6 +36,8 @@ const SAY_DONE: &str = "; echo step-is\"\"-done";
 
 /// What the steps hand on to each other.
 pub struct Recovery {
+    /// The garage's host, where it is not the VM's. Dropped before the world.
+    second: Option<Host>,
     pub world: World,
     pub report: Report,
     marker: String,
@@ -47,24 +50,43 @@ pub struct Recovery {
 }
 
 impl Recovery {
-    /// A fabric with both VMs made; neither runs yet.
+    /// A fabric with both VMs made, on one host; neither runs yet.
     pub fn prepare() -> Result<Self> {
-        let images = images::folder()?;
+        Self::prepare_in(World::new()?, None)
+    }
+
+    /// The same with the garage on a second host.
+    pub fn prepare_across() -> Result<Self> {
         let world = World::new()?;
+        let second = world.second_host()?;
+        Self::prepare_in(world, Some(second))
+    }
+
+    fn prepare_in(world: World, second: Option<Host>) -> Result<Self> {
+        let images = images::folder()?;
         let disk = world.provision_dvm(&images.join("guest.raw"))?;
         let dvm = world.create_vm("dvm", &disk, &["--memory", "768"])?;
         std::fs::remove_file(&disk)?;
         let disk = world.provision_vmre(&images.join("garage.raw"))?;
-        world.create_vm("vmre", &disk, &["--memory", "3072", "--nested"])?;
+        second.as_ref().unwrap_or(&world).create_vm("vmre", &disk, &["--memory", "3072", "--nested"])?;
         std::fs::remove_file(&disk)?;
         Ok(Recovery {
             marker: uuid::Uuid::new_v4().to_string(),
             dvm_mac: dvm["mac"][0].as_str().context("the VM has no MAC address")?.to_owned(),
+            second,
             world,
             report: Report::default(),
             seconds: BTreeMap::new(),
             stolen: None,
         })
+    }
+
+    /// Ends everything in order and fails if a process is left.
+    pub fn close(self) -> Result<()> {
+        if let Some(mut second) = self.second {
+            second.shut_down()?;
+        }
+        self.world.close()
     }
 
     /// Everything from the first start to the proof that the temporary key is dead.
@@ -83,13 +105,26 @@ impl Recovery {
         self.report.step(id, actor, what, || work(world))
     }
 
+    /// A step that may take two hosts.
+    fn step_across(
+        &mut self,
+        id: &str,
+        actor: &str,
+        what: &str,
+        work: impl FnOnce(&World, Option<&Host>) -> Result<String>,
+    ) -> Result<()> {
+        let (world, second) = (&self.world, self.second.as_ref());
+        self.report.step(id, actor, what, || work(world, second))
+    }
+
     pub fn start_and_break(&mut self) -> Result<()> {
         let marker = self.marker.clone();
         let mac = self.dvm_mac.clone();
-        self.step("dvm-shielded-start", ADMIN, "starts the shielded VM; its first boot encrypts its disk", |world| {
+        let what = "starts the shielded VM; its first boot encrypts its disk";
+        self.step_across("dvm-shielded-start", ADMIN, what, |world, second| {
             world.admin(&["vm", "start", "dvm"])?.ok()?;
             // The garage boots beside it.
-            world.admin(&["vm", "start", "vmre"])?.ok()?;
+            second.unwrap_or(world).admin(&["vm", "start", "vmre"])?.ok()?;
             let dvm = world.ssh(DVM_ADDRESS)?;
             dvm.wait(BOOT)?;
             let facts = dvm.ok(
@@ -136,10 +171,17 @@ impl Recovery {
 
     pub fn export(&mut self) -> Result<()> {
         let mut seconds = 0.0;
-        self.step("export", ADMIN, "exports the damaged VM onto an RG disk and attaches it to the garage", |world| {
-            let done = world.admin(&["recovery", "export", "dvm", "--to", "vmre", "--stop", "--json"])?.ok()?;
-            seconds = done.seconds;
-            sentence(&done.json()?["result"])
+        let what = "exports the damaged VM onto an RG disk and attaches it to the garage";
+        self.step_across("export", ADMIN, what, |world, second| {
+            let Some(second) = second else {
+                let done = world.admin(&["recovery", "export", "dvm", "--to", "vmre", "--stop", "--json"])?.ok()?;
+                seconds = done.seconds;
+                return sentence(&done.json()?["result"]);
+            };
+            let (here, there) = (world.fabric(CARRIED), second.fabric(CARRIED));
+            world.admin(&["recovery", "export", "dvm", "--to-file", &path(&here), "--stop"])?.ok()?;
+            std::fs::rename(&here, &there).context("carrying the RG disk to the other host")?;
+            sentence(&second.admin_json(&["recovery", "attach", &path(&there), "--to", "vmre"])?)
         })?;
         self.seconds.insert("export", seconds);
         Ok(())
@@ -202,27 +244,14 @@ impl Recovery {
             || {
                 let world = &self.world;
                 let vmre = world.ssh(VMRE_ADDRESS)?;
-                let boot = |deadline| -> Result<(Instant, Finished, Console, Result<String>)> {
-                    let start = Instant::now();
-                    let started = vmre.run("drydock vm start dvm", LONG)?.ok()?;
-                    let mut console = Console::open(&mut vmre.command("drydock vm console dvm"))?;
-                    let login = console.expect("login:", deadline);
-                    Ok((start, started, console, login))
-                };
-                let (mut start, mut started, mut console, login) = boot(PATIENCE)?;
-                let mut again = "";
-                if let Err(error) = login {
-                    // Under an emulated processor a nested kernel now and then spins for ever before its first word. The
-                    // owner sees that, and does what anybody does.
-                    println!("   the nested guest hangs ({error:#}); switching it off and on again");
-                    vmre.ok("drydock vm stop dvm --force", LONG)?;
-                    let login;
-                    (start, started, console, login) = boot(NESTED)?;
-                    login?;
-                    again = ", at the second attempt";
-                }
-                let under =
-                    if started.stderr.contains("under kvm") { "nested KVM" } else { "TCG, without KVM in the garage" };
+                let start = Instant::now();
+                let started = vmre.run("drydock vm start dvm", LONG)?.ok()?;
+                let nested = started.stderr.contains("under kvm");
+                let can_nest = vmre.run("grep -qwE 'vmx|svm' /proc/cpuinfo", LONG)?.code == 0;
+                ensure!(nested || !can_nest, "the garage does not use its KVM: {}", started.stderr);
+                let mut console = Console::open(&mut vmre.command("drydock vm console dvm"))?;
+                console.expect("login:", NESTED)?;
+                let under = if nested { "nested KVM" } else { "TCG, without KVM in the garage" };
                 let booted = start.elapsed().as_secs();
                 started_in = started.seconds;
                 login_after = start.elapsed().as_secs_f64();
@@ -240,7 +269,7 @@ impl Recovery {
                 // Nested, but on the fabric's own network again.
                 world.ssh(DVM_ADDRESS)?.wait(LONG)?;
                 console.type_line("exit")?;
-                Ok(format!("nested boot to the login in {booted} s under {under}{again}; {DVM_ADDRESS} answers again"))
+                Ok(format!("nested boot to the login in {booted} s under {under}; {DVM_ADDRESS} answers again"))
             },
         )?;
         self.seconds.extend([("start", started_in), ("login", login_after)]);
@@ -263,8 +292,18 @@ impl Recovery {
             ensure!(!left.contains("recovery-") && !left.contains("dvm"), "left in the garage: {left}");
             sentence(&report)
         })?;
-        self.step("reinstate", ADMIN, "verifies what came back, puts it in its place and starts it", |world| {
-            let report = world.admin_json(&["recovery", "reinstate", "dvm"])?;
+        let what = "verifies what came back, puts it in its place and starts it";
+        self.step_across("reinstate", ADMIN, what, |world, second| {
+            let back = world.fabric(CARRIED);
+            let mut reinstate = vec!["recovery", "reinstate", "dvm"];
+            let from = path(&back);
+            if let Some(second) = second {
+                // Out of a garage that runs: its system lets go of it.
+                second.admin(&["recovery", "detach", "dvm"])?.ok()?;
+                std::fs::rename(second.fabric(CARRIED), &back).context("carrying the RG disk back")?;
+                reinstate.extend(["--from", &from]);
+            }
+            let report = world.admin_json(&reinstate)?;
             ensure!(report["closed"] == true, "the recovery is still open: {report}");
             sentence(&report)
         })?;

@@ -38,7 +38,7 @@ fn a_whole_recovery_with_obstacles() -> Result<()> {
     report.close();
     println!("{}", report.table());
     let complete = report.ok;
-    let closed = recovery.world.close();
+    let closed = recovery.close();
     told?;
     ensure!(complete, "a step is missing or failed");
     closed

@@ -23,8 +23,8 @@ fn main() -> ExitCode {
             if told.is_err() {
                 eprintln!("{}", recovery.world.agent_log());
             }
-            let closed = recovery.world.close();
-            (recovery.report, told.and(closed))
+            let report = std::mem::take(&mut recovery.report);
+            (report, told.and(recovery.close()))
         }
     };
     report.close();
