@@ -1,10 +1,12 @@
 //! The test bench: a fabric in a network namespace, real processes, real VMs, and a reaper that fails the run
 //! when any of them survives.
 
+pub mod across;
 pub mod blank;
 pub mod capture;
 pub mod console;
 pub mod denial;
+pub mod faults;
 pub mod garage;
 pub mod host;
 pub mod images;

@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
+use drydock_tests::across::{Across, REPAIRED};
 use drydock_tests::denial::Denials;
 use drydock_tests::host::Host;
 use drydock_tests::tenant::{Plan, hand_back_disk, repair_copy};
-use drydock_tests::world::{World, path};
+use drydock_tests::world::path;
 use machine::Policy;
 use recovery::Step;
 use serde_json::{Value, json};
@@ -25,59 +26,6 @@ const ABORT: [&str; 3] = ["recovery", "abort", "dvm"];
 const DETACH: [&str; 3] = ["recovery", "detach", "dvm"];
 const STATUS: [&str; 3] = ["recovery", "status", "dvm"];
 
-/// Where a repair writes, and how much, in bytes.
-const REPAIRED: (u64, u64) = (3 << 20, 1 << 20);
-
-/// The VM on the first host, the garage on the second.
-struct Bench {
-    world: World,
-    second: Host,
-}
-
-impl Bench {
-    fn new(garage: &[&str]) -> Result<Self> {
-        let world = World::new()?;
-        let second = world.second_host()?;
-        world.create_blank("dvm", &["--memory", "256"])?;
-        second.create_blank("vmre", &[&["--memory", "1024"], garage].concat())?;
-        Ok(Bench { world, second })
-    }
-
-    /// Where the export writes.
-    fn here(&self) -> PathBuf {
-        self.world.fabric("dvm.vhdx")
-    }
-
-    /// Where it is carried to.
-    fn there(&self) -> PathBuf {
-        self.second.fabric("carried.vhdx")
-    }
-
-    fn export(&self) -> Result<Value> {
-        self.world.admin_json(&["recovery", "export", "dvm", "--to-file", &path(&self.here())])
-    }
-
-    /// Repaired and handed back, on the second host.
-    fn handed_back(&self) -> Result<()> {
-        repair_copy(&self.there(), REPAIRED.0, REPAIRED.1)?;
-        hand_back_disk(&self.world, &self.there(), &Plan::default(), |_| Ok(()))
-    }
-
-    fn remove_files(&self) -> Result<()> {
-        for file in [self.here(), self.there()] {
-            if file.exists() {
-                fs::remove_file(file)?;
-            }
-        }
-        Ok(())
-    }
-
-    fn close(mut self) -> Result<()> {
-        self.second.shut_down()?;
-        self.world.close()
-    }
-}
-
 fn sentence(host: &Host) -> Result<String> {
     let status = host.admin_json(&STATUS)?;
     Ok(status[0]["sentence"].as_str().with_context(|| format!("no sentence: {status}"))?.to_owned())
@@ -86,7 +34,7 @@ fn sentence(host: &Host) -> Result<String> {
 /// The whole way, with a garage that runs when the disk comes.
 #[test]
 fn a_vm_is_repaired_on_another_host() -> Result<()> {
-    let bench = Bench::new(&["--nested"])?;
+    let bench = Across::new(&["--nested"])?;
     let (world, second) = (&bench.world, &bench.second);
     let (here, there, back) = (path(&bench.here()), path(&bench.there()), world.fabric("back.vhdx"));
     second.admin(&["vm", "start", "vmre"])?.ok()?;
@@ -146,6 +94,43 @@ fn a_vm_is_repaired_on_another_host() -> Result<()> {
     bench.close()
 }
 
+/// A garage that outlived its agent cannot be directed: that is said before anything is done, and its end is the way on.
+#[test]
+fn a_garage_of_an_earlier_agent_is_left_alone() -> Result<()> {
+    let mut bench = Across::new(&["--nested"])?;
+    let there = path(&bench.there());
+    let attach = ["recovery", "attach", &there, "--to", "vmre"];
+    let mut denials = Denials::default();
+    bench.export()?;
+    fs::copy(bench.here(), bench.there())?;
+    bench.second.admin(&["vm", "start", "vmre"])?.ok()?;
+    orphan(&mut bench.second)?;
+    let before = (bench.second.fingerprint("vms/vmre")?, bench.second.fingerprint("recoveries")?);
+    let done = bench.second.admin(&attach);
+    denials.expect("attaching", WRONG_STATE, "of an earlier agent", done);
+    let after = (bench.second.fingerprint("vms/vmre")?, bench.second.fingerprint("recoveries")?);
+    denials.note("nothing changed", (after == before).then_some(()).context("it did"));
+    bench.second.admin(&VMRE_OFF)?.ok()?;
+    bench.second.admin(&attach)?.ok()?;
+
+    bench.handed_back()?;
+    bench.second.admin(&["vm", "start", "vmre"])?.ok()?;
+    orphan(&mut bench.second)?;
+    denials.expect("detaching", WRONG_STATE, "of an earlier agent", bench.second.admin(&DETACH));
+    denials.expect("aborting", WRONG_STATE, "of an earlier agent", bench.second.admin(&ABORT));
+    denials.note("the garage has it still", is_in_use(&bench.there())?.then_some(()).context("it has not"));
+    bench.second.admin(&VMRE_OFF)?.ok()?;
+    bench.second.admin(&DETACH)?.ok()?;
+    denials.close();
+    bench.close()
+}
+
+/// Its agent is killed, and another takes its place.
+fn orphan(host: &mut Host) -> Result<()> {
+    host.kill_agent()?;
+    host.start_agent()
+}
+
 /// Whether a VM has the image: QEMU's lock says so.
 fn is_in_use(image: &Path) -> Result<bool> {
     match garage::container::read(image) {
@@ -171,7 +156,7 @@ fn unchanged(host: &Host, vm: &str, before: &BTreeMap<String, String>, at: &str)
 
 #[test]
 fn an_export_to_a_file_survives_its_agent() -> Result<()> {
-    let mut bench = Bench::new(&["--nested"])?;
+    let mut bench = Across::new(&["--nested"])?;
     let file = path(&bench.here());
     let export = ["recovery", "export", "dvm", "--to-file", &file];
     let before = bench.world.fingerprint("vms/dvm")?;
@@ -200,7 +185,7 @@ fn an_export_to_a_file_survives_its_agent() -> Result<()> {
 
 #[test]
 fn an_attachment_survives_its_agent() -> Result<()> {
-    let mut bench = Bench::new(&[])?;
+    let mut bench = Across::new(&[])?;
     let there = path(&bench.there());
     let attach = ["recovery", "attach", &there, "--to", "vmre"];
     let (attach_points, detach_points) = (points_of("attach"), points_of("detach"));
@@ -247,7 +232,7 @@ fn an_attachment_survives_its_agent() -> Result<()> {
 /// The steps that are not as they are on one host: the file is looked at, and copied, anew.
 #[test]
 fn a_reinstatement_from_a_file_survives_its_agent() -> Result<()> {
-    let mut bench = Bench::new(&["--nested"])?;
+    let mut bench = Across::new(&["--nested"])?;
     let file = path(&bench.here());
     let reinstate = ["recovery", "reinstate", "dvm", "--from", &file];
     for at in ["detached:after", "verified:after", "copied:before", "copied:after", "swapped:before"] {
@@ -271,7 +256,7 @@ fn a_reinstatement_from_a_file_survives_its_agent() -> Result<()> {
 /// Whoever has a copy of the RG disk, and root on another host that is trusted, gets no console from it.
 #[test]
 fn a_copied_rg_disk_opens_nothing_on_another_host() -> Result<()> {
-    let bench = Bench::new(&["--nested"])?;
+    let bench = Across::new(&["--nested"])?;
     let mut denials = Denials::default();
     bench.export()?;
     // As it is in the garage: sealed for the owner and the recovery guardian, with the policy lowered.

@@ -2,12 +2,13 @@
 //! run again, completes; and each time `abort` gives the VM back as it was. The points are the journal's own.
 
 use std::io::Read;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use drydock_tests::process::Service;
 use drydock_tests::tenant::{Plan, hand_back, repair};
-use drydock_tests::world::World;
+use drydock_tests::world::{World, path};
 use recovery::Step;
 
 const NOT_FOUND: i32 = 5;
@@ -72,7 +73,8 @@ fn an_export_survives_its_agent() -> Result<()> {
     world.close()
 }
 
-/// Ctrl-C in the middle of the copy: the work stops, nothing half-made is left, and the same command goes on.
+/// Ctrl-C in the middle of the copy, to the garage or to a file: the work stops, nothing half-made is left, and the same
+/// command goes on.
 #[test]
 fn an_export_can_be_stopped_and_gone_on_with() -> Result<()> {
     let world = World::new()?;
@@ -83,9 +85,22 @@ fn an_export_can_be_stopped_and_gone_on_with() -> Result<()> {
     std::fs::remove_file(&disk)?;
     world.create_blank("vmre", &["--memory", "1024", "--nested"])?;
     let before = world.fingerprint("vms/dvm")?;
+    let folder = world.fabric("carried");
+    std::fs::create_dir(&folder)?;
+    let file = path(&folder.join("dvm.vhdx"));
+    for export in [&EXPORT_COPY[..], &["recovery", "export", "dvm", "--to-file", &file]] {
+        stop_and_go_on(&world, export).with_context(|| format!("{export:?}"))?;
+        ensure!(names(&folder)?.is_empty() == (export == EXPORT_COPY), "in the folder: {:?}", names(&folder)?);
+        world.admin(&ABORT)?.ok()?;
+        unchanged(&world, &before, "Ctrl-C")?;
+        ensure!(names(&folder)?.is_empty(), "an abort leaves {:?}", names(&folder)?);
+    }
+    world.close()
+}
 
+fn stop_and_go_on(world: &World, export: &[&str]) -> Result<()> {
     let (client, _) =
-        Service::start("the export", &mut world.admin_command(&EXPORT_COPY)?, "copying dvm", Duration::from_secs(60))?;
+        Service::start("the export", &mut world.admin_command(export)?, "copying dvm", Duration::from_secs(60))?;
     // A gigabyte is copied in less time than a signal may need: the agent stands still until its client has gone.
     let agent = rustix::process::Pid::from_raw(i32::try_from(world.agent_pid()?)?).context("no agent")?;
     rustix::process::kill_process(agent, rustix::process::Signal::STOP)?;
@@ -101,17 +116,19 @@ fn an_export_can_be_stopped_and_gone_on_with() -> Result<()> {
     let status = world.admin_json(&["recovery", "status", "dvm"])?;
     let id = status[0]["recovery_id"].as_str().context("no recovery")?;
     ensure!(!status.to_string().contains("rg-disk-made"), "a gigabyte was copied before Ctrl-C came: {status}");
-    let left: Vec<_> = std::fs::read_dir(world.store().join("recoveries").join(id))?
-        .map(|entry| entry.map(|entry| entry.file_name()))
-        .collect::<std::io::Result<_>>()?;
+    let left = names(&world.store().join("recoveries").join(id))?;
     ensure!(left == ["journal.json"], "left behind: {left:?}");
+    ensure!(names(&world.fabric("carried"))?.is_empty(), "half a file is left");
     let sentence = status[0]["sentence"].as_str().unwrap_or_default();
     ensure!(sentence.contains("not complete; run"), "the status does not say how to go on: {sentence}");
+    world.admin(export)?.ok().context("the same command again").map(drop)
+}
 
-    world.admin(&EXPORT_COPY)?.ok().context("the same command again")?;
-    world.admin(&ABORT)?.ok()?;
-    unchanged(&world, &before, "Ctrl-C")?;
-    world.close()
+fn names(folder: &Path) -> Result<Vec<String>> {
+    let entries = std::fs::read_dir(folder)?;
+    Ok(entries
+        .map(|entry| entry.map(|entry| entry.file_name().to_string_lossy().into_owned()))
+        .collect::<std::io::Result<_>>()?)
 }
 
 /// A recovery that is handed back, in overlay mode with a repaired disk; and the VM as it was before.
@@ -135,9 +152,7 @@ fn repaired(world: &World, export: &[&str], at: &str) -> Result<()> {
         let (offset, length) = (usize::try_from(REPAIRED.0)?, usize::try_from(REPAIRED.1)?);
         ensure!(bytes[offset..offset + length].iter().all(|b| *b == 77), "after {at} the repair is gone");
     }
-    let left: Vec<_> = std::fs::read_dir(world.store().join("vms/dvm"))?
-        .map(|entry| entry.map(|entry| entry.file_name().to_string_lossy().into_owned()))
-        .collect::<std::io::Result<_>>()?;
+    let left = names(&world.store().join("vms/dvm"))?;
     ensure!(!left.iter().any(|name| name.contains("repair") || name == "returned"), "after {at} left: {left:?}");
     Ok(())
 }

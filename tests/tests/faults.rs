@@ -4,6 +4,7 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
+use drydock_tests::faults::Faulty;
 use drydock_tests::tenant::{Plan, hand_back, repair};
 use drydock_tests::world::{World, path};
 
@@ -15,8 +16,6 @@ const COMMIT: [&str; 3] = ["recovery", "commit", "dvm"];
 const ROLLBACK: [&str; 4] = ["recovery", "rollback", "dvm", "--stop"];
 const ABORT: [&str; 3] = ["recovery", "abort", "dvm"];
 const OFF: [&str; 4] = ["vm", "stop", "dvm", "--force"];
-/// More writes than any command makes: a test that never ends would find no fault either.
-const MOST: u32 = 200;
 
 /// A fabric whose agent fails the writes that are ordered.
 struct Bench {
@@ -35,41 +34,14 @@ impl Bench {
         Ok(Bench { world, orders })
     }
 
-    /// Runs a command whose `nth` write fails. False once it makes fewer.
-    fn fails(&self, args: &[&str], nth: u32, error: &str) -> Result<bool> {
-        std::fs::write(&self.orders, format!("{nth} {error}"))?;
-        let done = self.world.admin(args)?;
-        if self.orders.exists() {
-            std::fs::remove_file(&self.orders)?;
-            done.ok().with_context(|| format!("{args:?} without a fault"))?;
-            return Ok(false);
-        }
-        ensure!(done.code != 101, "write {nth} of {args:?}, {error}: a panic: {}", done.stderr);
-        if done.code != 0 {
-            let named = ["os error 28", "os error 5", "space", "rror"].iter().any(|why| done.stderr.contains(why));
-            ensure!(named, "write {nth} of {args:?}, {error}: it does not say why: {}", done.stderr);
-        }
-        Ok(true)
-    }
-
-    /// Does `prepare`, fails each write of `args` in turn, and lets `after` look.
     fn every_write(
         &self,
         args: &[&str],
         prepare: impl Fn(&World) -> Result<()>,
-        after: impl Fn(&World, bool) -> Result<()>,
+        after: impl Fn(&World) -> Result<()>,
     ) -> Result<u32> {
-        for nth in 1..MOST {
-            let error = if nth % 2 == 0 { "EIO" } else { "ENOSPC" };
-            prepare(&self.world).with_context(|| format!("before write {nth} of {args:?}"))?;
-            let failed = self.fails(args, nth, error)?;
-            after(&self.world, failed).with_context(|| format!("after write {nth} of {args:?}, {error}"))?;
-            if !failed {
-                println!("  each of the {} writes of `drydock {}` failed once", nth - 1, args.join(" "));
-                return Ok(nth - 1);
-            }
-        }
-        anyhow::bail!("{args:?} makes more than {MOST} writes")
+        let run = |args: &[&str]| self.world.admin(args);
+        Faulty { args, orders: &self.orders, run: &run }.every_write(|| prepare(&self.world), |_| after(&self.world))
     }
 }
 
@@ -77,6 +49,11 @@ fn handed_back(world: &World) -> Result<()> {
     world.admin(&EXPORT)?.ok()?;
     repair(world, "dvm", 3 << 20, 1 << 20)?;
     hand_back(world, "dvm", &Plan::default(), |_| Ok(()))
+}
+
+/// Whether the VM's last recovery is under way.
+fn is_open(world: &World) -> Result<bool> {
+    Ok(world.admin_json(&["recovery", "status", "dvm"])?[0]["closed"] == false)
 }
 
 #[test]
@@ -91,7 +68,7 @@ fn an_export_loses_nothing() -> Result<()> {
         let count = bench.every_write(
             export,
             |_| Ok(()),
-            |world, _| {
+            |world| {
                 world.admin(export)?.ok().context("again")?;
                 world.admin(&ABORT)?.ok().context("abort")?;
                 unchanged(world)
@@ -102,8 +79,8 @@ fn an_export_loses_nothing() -> Result<()> {
     bench.every_write(
         &ABORT,
         |world| world.admin(&EXPORT)?.ok().map(drop),
-        |world, failed| {
-            if failed && world.admin_json(&["recovery", "status", "dvm"])?[0]["closed"] != true {
+        |world| {
+            if is_open(world)? {
                 world.admin(&ABORT)?.ok().context("again")?;
             }
             unchanged(world)
@@ -115,9 +92,8 @@ fn an_export_loses_nothing() -> Result<()> {
 #[test]
 fn a_reinstatement_loses_nothing() -> Result<()> {
     let bench = Bench::new()?;
-    let last = |world: &World| world.admin_json(&["recovery", "status", "dvm"]).map(|status| status[0].clone());
-    let count = bench.every_write(&REINSTATE, handed_back, |world, _| {
-        if last(world)?["closed"] != true {
+    let count = bench.every_write(&REINSTATE, handed_back, |world| {
+        if is_open(world)? {
             world.admin(&REINSTATE)?.ok().context("again")?;
         }
         world.admin(&OFF)?.ok()?;
@@ -141,17 +117,15 @@ fn a_kept_original_is_not_lost() -> Result<()> {
         world.admin(&KEEP)?.ok()?;
         world.admin(&OFF)?.ok().map(drop)
     };
-    let closed =
-        |world: &World| -> Result<bool> { Ok(world.admin_json(&["recovery", "status", "dvm"])?[0]["closed"] == true) };
-    bench.every_write(&ROLLBACK, kept, |world, _| {
-        if !closed(world)? {
+    bench.every_write(&ROLLBACK, kept, |world| {
+        if is_open(world)? {
             world.admin(&ROLLBACK)?.ok().context("again")?;
         }
         ensure!(world.fingerprint("vms/dvm")? == *before.borrow(), "the VM is not as it was");
         Ok(())
     })?;
-    bench.every_write(&COMMIT, kept, |world, _| {
-        if !closed(world)? {
+    bench.every_write(&COMMIT, kept, |world| {
+        if is_open(world)? {
             world.admin(&COMMIT)?.ok().context("again")?;
         }
         ensure!(world.disk_holds("dvm", 3 << 20, 1 << 20, 77)?, "the repair is gone");

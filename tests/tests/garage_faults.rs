@@ -5,6 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
+use drydock_tests::faults::{Faulty, says_why};
 use drydock_tests::garage::Garage;
 use drydock_tests::process::Finished;
 use drydock_tests::world::{World, path};
@@ -12,7 +13,6 @@ use garage::{Device, Direction};
 use recovery::documents::read_grant;
 
 const WRONG_STATE: i32 = 6;
-const PANIC: i32 = 101;
 /// More writes than any command makes: a test that never ends would find no fault either.
 const MOST: u32 = 100;
 
@@ -21,27 +21,8 @@ const ABORT: [&str; 3] = ["recovery", "abort", "dvm"];
 
 /// Fails each write of the command in turn, from the same beginning, and lets `after` look. Says how many there are.
 fn every_write(garage: &Garage, from: &str, args: &[&str], after: impl Fn(&Finished) -> Result<()>) -> Result<u32> {
-    for nth in 1..MOST {
-        let error = if nth % 2 == 0 { "EIO" } else { "ENOSPC" };
-        garage.restore(from)?;
-        fs::write(garage.orders(), format!("{nth} {error}"))?;
-        let done = garage.run(args)?;
-        if garage.orders().exists() {
-            fs::remove_file(garage.orders())?;
-            after(&done.ok().with_context(|| format!("{args:?} without a fault"))?)?;
-            println!("  each of the {} writes of `drydock {}` failed once", nth - 1, args.join(" "));
-            return Ok(nth - 1);
-        }
-        says_why(&done).with_context(|| format!("write {nth} of {args:?}, {error}"))?;
-        after(&done).with_context(|| format!("after write {nth} of {args:?}, {error}"))?;
-    }
-    anyhow::bail!("{args:?} makes more than {MOST} writes")
-}
-
-fn says_why(done: &Finished) -> Result<()> {
-    let named = ["os error 28", "os error 5"].iter().any(|why| done.stderr.contains(why));
-    ensure!(done.code == 0 || done.code != PANIC && named, "exit code {}: {}", done.code, done.stderr);
-    Ok(())
+    let run = |args: &[&str]| garage.run(args);
+    Faulty { args, orders: &garage.orders(), run: &run }.every_write(|| garage.restore(from), after)
 }
 
 /// The recovery key and everything of the VM are gone.
