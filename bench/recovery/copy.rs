@@ -1,6 +1,6 @@
 //! Copy mode beside what an administrator would do by hand with the same data: `qemu-img convert -O vhdx`, and `cp` with
 //! a flush. All three write to the same file system; the source is in the page cache for all of them; each round does
-//! the three in turn, each starting with nothing left to write back.
+//! the three in turn, beginning with another one than the last did, each starting with nothing left to write back.
 
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::Path;
@@ -14,7 +14,8 @@ use garage::{Bundle, Cancel, Direction, Disk, Layout, Manifest, Mode};
 
 use crate::{Figures, median, put};
 
-const ROUNDS: usize = 5;
+/// So that each is the first, and each the last, as often as the others.
+const ROUNDS: usize = 6;
 const MIB: u64 = 1 << 20;
 const LIMIT: Duration = Duration::from_secs(600);
 
@@ -24,15 +25,7 @@ pub(crate) fn measure(figures: &mut Figures) -> Result<()> {
     for (name, size, step) in [("dense", 1024, 1), ("sparse", 8192, 32)] {
         let source = work.path().join("source.raw");
         fill(&source, size * MIB, step)?;
-        let mut seconds: [Vec<f64>; 3] = Default::default();
-        for round in 0..=ROUNDS {
-            let taken = [ours(work.path(), &source)?, qemu_img(work.path(), &source)?, cp(work.path(), &source)?];
-            // The first one fills the page cache.
-            if round > 0 {
-                seconds.iter_mut().zip(taken).for_each(|(all, one)| all.push(one));
-            }
-        }
-        let [ours, qemu_img, cp] = seconds.map(median);
+        let [ours, qemu_img, cp] = compare(work.path(), &source, [ours, qemu_img, cp])?;
         put(figures, &format!("copy_over_qemu_img_{name}"), qemu_img / ours);
         put(figures, &format!("copy_over_cp_{name}"), cp / ours);
         put(figures, &format!("copy_mib_per_s_{name}"), size as f64 / step as f64 / ours);
@@ -53,17 +46,30 @@ fn reflink(figures: &mut Figures) -> Result<()> {
     let measured = (|| {
         let source = mount.join("source.raw");
         fill(&source, 1024 * MIB, 1)?;
-        let mut seconds: [Vec<f64>; 2] = Default::default();
-        for _ in 0..ROUNDS {
-            let taken = [ours(&mount, &source)?, qemu_img(&mount, &source)?];
-            seconds.iter_mut().zip(taken).for_each(|(all, one)| all.push(one));
-        }
-        let [ours, qemu_img] = seconds.map(median);
+        let [ours, qemu_img] = compare(&mount, &source, [ours, qemu_img])?;
         put(figures, "copy_over_qemu_img_reflink", qemu_img / ours);
         Ok(())
     })();
     run(Command::new("umount").arg(&mount), b"", LIMIT)?.ok()?;
     measured
+}
+
+/// One way to copy a source into a folder, and the seconds that it took.
+type Way = fn(&Path, &Path) -> Result<f64>;
+
+/// The median of each.
+fn compare<const N: usize>(work: &Path, source: &Path, ways: [Way; N]) -> Result<[f64; N]> {
+    let mut seconds = [const { Vec::new() }; N];
+    // The first round fills the page cache.
+    for round in 0..=ROUNDS {
+        for turn in (0..N).map(|place| (round + place) % N) {
+            let taken = ways[turn](work, source)?;
+            if round > 0 {
+                seconds[turn].push(taken);
+            }
+        }
+    }
+    Ok(seconds.map(median))
 }
 
 /// A file with a MiB of random bytes at every `step`th MiB.

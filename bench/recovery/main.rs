@@ -1,8 +1,9 @@
 //! What a recovery costs: the export of small and large VMs, what a hand-back writes, copies beside `qemu-img` and `cp`,
-//! and how long it takes to a console. Each figure is a ratio of two things done in this run, or a share of one.
+//! what memory each command takes, and how long it takes to a console. Each figure is a ratio of two things done in this
+//! run, or a share of one.
 //!
 //! ```text
-//! cargo bench -p drydock-tests --bench recovery -- OUT.json [export] [handback] [copy] [console]
+//! cargo bench -p drydock-tests --bench recovery -- OUT.json [export] [handback] [copy] [memory] [console]
 //! ```
 //! Without names all of them are measured. Needs root; the last one boots real VMs and takes some minutes.
 
@@ -11,6 +12,7 @@ mod copy;
 mod export;
 mod facts;
 mod handback;
+mod memory;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -22,10 +24,11 @@ use serde_json::{Map, Value};
 type Figures = Map<String, Value>;
 type Measure = fn(&mut Figures) -> Result<()>;
 
-const ALL: [(&str, Measure); 4] = [
+const ALL: [(&str, Measure); 5] = [
     ("export", export::measure),
     ("handback", handback::measure),
     ("copy", copy::measure),
+    ("memory", memory::measure),
     ("console", console::measure),
 ];
 
