@@ -10,6 +10,7 @@ use drydock_tests::process::Service;
 use drydock_tests::tenant::{Plan, hand_back, repair};
 use drydock_tests::world::{World, path};
 use recovery::Step;
+use serde_json::Value;
 
 const NOT_FOUND: i32 = 5;
 
@@ -73,10 +74,8 @@ fn an_export_survives_its_agent() -> Result<()> {
     world.close()
 }
 
-/// Ctrl-C in the middle of the copy, to the garage or to a file: the work stops, nothing half-made is left, and the same
-/// command goes on.
-#[test]
-fn an_export_can_be_stopped_and_gone_on_with() -> Result<()> {
+/// A world whose VM has a gigabyte to copy, and that VM as it is.
+fn large() -> Result<(World, Print)> {
     let world = World::new()?;
     let disk = world.fabric("large.raw");
     let mut random = std::fs::File::open("/dev/urandom")?.take(1 << 30);
@@ -85,6 +84,14 @@ fn an_export_can_be_stopped_and_gone_on_with() -> Result<()> {
     std::fs::remove_file(&disk)?;
     world.create_blank("vmre", &["--memory", "1024", "--nested"])?;
     let before = world.fingerprint("vms/dvm")?;
+    Ok((world, before))
+}
+
+/// Ctrl-C in the middle of the copy, to the garage or to a file: the work stops, nothing half-made is left, and the same
+/// command goes on.
+#[test]
+fn an_export_can_be_stopped_and_gone_on_with() -> Result<()> {
+    let (world, before) = large()?;
     let folder = world.fabric("carried");
     std::fs::create_dir(&folder)?;
     let file = path(&folder.join("dvm.vhdx"));
@@ -99,8 +106,42 @@ fn an_export_can_be_stopped_and_gone_on_with() -> Result<()> {
 }
 
 fn stop_and_go_on(world: &World, export: &[&str]) -> Result<()> {
-    let (client, _) =
-        Service::start("the export", &mut world.admin_command(export)?, "copying dvm", Duration::from_secs(60))?;
+    let status = stopped(world, export, "copying dvm", "not complete; run")?;
+    let id = status["recovery_id"].as_str().context("no recovery")?;
+    ensure!(!status.to_string().contains("rg-disk-made"), "a gigabyte was copied before Ctrl-C came: {status}");
+    let left = names(&world.store().join("recoveries").join(id))?;
+    ensure!(left == ["journal.json"], "left behind: {left:?}");
+    ensure!(names(&world.fabric("carried"))?.is_empty(), "half a file is left");
+    world.admin(export)?.ok().context("the same command again").map(drop)
+}
+
+/// What a reinstatement says while it copies, and its status afterwards.
+const COPYING_BACK: (&str, &str) = ("copying disk 0 back", "on its way back; run");
+
+/// On the way back the same: the original is what it was, whatever was copied beside it.
+#[test]
+fn a_reinstatement_can_be_stopped_and_gone_on_with() -> Result<()> {
+    let (world, before) = large()?;
+    world.admin(&EXPORT_COPY)?.ok()?;
+    hand_back(&world, "dvm", &Plan::default(), |_| Ok(()))?;
+    let status = stopped(&world, &REINSTATE, COPYING_BACK.0, COPYING_BACK.1)?;
+    ensure!(!status.to_string().contains("\"copied\""), "a gigabyte was copied before Ctrl-C came: {status}");
+    ensure!(world.fingerprint("vms/dvm")? == before, "the original changed");
+    world.admin(&ABORT)?.ok().context("giving up")?;
+    unchanged(&world, &before, "Ctrl-C")?;
+
+    world.admin(&EXPORT_COPY)?.ok()?;
+    hand_back(&world, "dvm", &Plan::default(), |_| Ok(()))?;
+    stopped(&world, &REINSTATE, COPYING_BACK.0, COPYING_BACK.1)?;
+    world.admin(&REINSTATE)?.ok().context("the same command again")?;
+    start_and_stop(&world, "Ctrl-C")?;
+    world.close()
+}
+
+/// Runs a command until it says `mark`, presses Ctrl-C, and waits until nothing works on the VM any more. The status then
+/// `says` how to go on.
+fn stopped(world: &World, command: &[&str], mark: &str, says: &str) -> Result<Value> {
+    let (client, _) = Service::start("the command", &mut world.admin_command(command)?, mark, Duration::from_secs(60))?;
     // A gigabyte is copied in less time than a signal may need: the agent stands still until its client has gone.
     let agent = rustix::process::Pid::from_raw(i32::try_from(world.agent_pid()?)?).context("no agent")?;
     rustix::process::kill_process(agent, rustix::process::Signal::STOP)?;
@@ -113,15 +154,11 @@ fn stop_and_go_on(world: &World, export: &[&str]) -> Result<()> {
         ensure!(Instant::now() < end, "the agent goes on without its client");
         std::thread::sleep(Duration::from_millis(50));
     }
-    let status = world.admin_json(&["recovery", "status", "dvm"])?;
-    let id = status[0]["recovery_id"].as_str().context("no recovery")?;
-    ensure!(!status.to_string().contains("rg-disk-made"), "a gigabyte was copied before Ctrl-C came: {status}");
-    let left = names(&world.store().join("recoveries").join(id))?;
-    ensure!(left == ["journal.json"], "left behind: {left:?}");
-    ensure!(names(&world.fabric("carried"))?.is_empty(), "half a file is left");
-    let sentence = status[0]["sentence"].as_str().unwrap_or_default();
-    ensure!(sentence.contains("not complete; run"), "the status does not say how to go on: {sentence}");
-    world.admin(export)?.ok().context("the same command again").map(drop)
+    let mut status = world.admin_json(&["recovery", "status", "dvm"])?;
+    let status = status[0].take();
+    let sentence = status["sentence"].as_str().unwrap_or_default();
+    ensure!(sentence.contains(says), "the status does not say how to go on: {sentence}");
+    Ok(status)
 }
 
 fn names(folder: &Path) -> Result<Vec<String>> {
