@@ -73,7 +73,7 @@ fn compare<const N: usize>(work: &Path, source: &Path, ways: [Way; N]) -> Result
 }
 
 /// A file with a MiB of random bytes at every `step`th MiB.
-fn fill(path: &Path, size: u64, step: u64) -> Result<()> {
+pub(crate) fn fill(path: &Path, size: u64, step: u64) -> Result<()> {
     let mut file = std::fs::File::create(path)?;
     file.set_len(size)?;
     let mut random = std::fs::File::open("/dev/urandom")?;

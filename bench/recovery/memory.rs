@@ -4,20 +4,19 @@
 use std::collections::HashMap;
 use std::fs;
 use std::path::Path;
-use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use drydock_tests::garage::Garage;
-use drydock_tests::process::{Finished, run};
+use drydock_tests::process::Finished;
 use drydock_tests::tenant::{Plan, hand_back, hand_back_disk};
 use drydock_tests::world::{SWITCH, World, path};
 
+use crate::copy::fill;
 use crate::{Figures, put};
 
-const GIB: u64 = 1 << 30;
-const DISK: u64 = 8 * GIB;
+const DISK: u64 = 8 << 30;
 const SAMPLE: Duration = Duration::from_millis(5);
 const OFF: [&str; 4] = ["vm", "stop", "dvm", "--force"];
 const EXPORT: [&str; 5] = ["recovery", "export", "dvm", "--to", "vmre"];
@@ -30,10 +29,8 @@ pub(crate) fn measure(figures: &mut Figures) -> Result<()> {
     let world = World::new()?;
     let mut second = world.second_host()?;
     let disk = world.fabric("large.raw");
-    fs::File::create(&disk)?.set_len(DISK)?;
-    // A MiB at each of many places: data that is to be copied, in as many pieces as a used disk has.
-    let writes = (0..512).flat_map(|n| ["-c".to_owned(), format!("write -q -P 7 {} 1M", n * (DISK / 512))]);
-    run(Command::new("qemu-io").args(["-f", "raw"]).args(writes).arg(&disk), b"", Duration::from_secs(300))?.ok()?;
+    // Data that is to be copied, in as many pieces as a used disk has.
+    fill(&disk, DISK, 16)?;
     world.create_vm("dvm", &disk, &["--memory", "256"])?;
     fs::remove_file(&disk)?;
     world.create_blank("vmre", &["--memory", "1024", "--nested"])?;
