@@ -1,15 +1,25 @@
 //! Every write of a command fails once, in turn for want of space and with an input/output error.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 
+use crate::host::Host;
 use crate::process::Finished;
+use crate::world::path;
 
 /// More writes than any command makes: a test that never ends would find no fault either.
-const MOST: u32 = 200;
+pub const MOST: u32 = 100;
 const PANIC: i32 = 101;
+
+/// Gives this host an agent that fails the writes that are ordered, and says where to order them.
+pub fn failing_agent(host: &mut Host) -> Result<PathBuf> {
+    let orders = host.fabric("faults");
+    host.kill_agent()?;
+    host.start_agent_with(&[(fault::VARIABLE, &path(&orders))])?;
+    Ok(orders)
+}
 
 /// The command under test: how it is run, and the file that orders faults from what writes for it.
 pub struct Faulty<'a> {

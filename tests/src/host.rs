@@ -242,6 +242,11 @@ impl Host {
         self.admin(&all)?.ok()?.json().map(|mut value| value["result"].take())
     }
 
+    /// Whether the VM's last recovery on this host is not closed.
+    pub fn in_recovery(&self, vm: &str) -> Result<bool> {
+        Ok(self.admin_json(&["recovery", "status", vm])?[0]["closed"] != true)
+    }
+
     /// `drydock` on the tenant host: no network at all, the keys in a folder of its own.
     pub fn tenant(&self, args: &[&str]) -> Result<Finished> {
         self.tenant_with(args, &[])

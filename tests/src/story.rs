@@ -89,6 +89,20 @@ impl Recovery {
         self.world.close()
     }
 
+    /// Prints what was done, closes, and fails unless all was told and every step is there and went well.
+    pub fn conclude(mut self, told: Result<()>) -> Result<()> {
+        if told.is_err() {
+            println!("{}", self.world.agent_log());
+        }
+        self.report.close();
+        println!("{}", self.report.table());
+        let complete = self.report.ok;
+        let closed = self.close();
+        told?;
+        ensure!(complete, "a step is missing or failed");
+        closed
+    }
+
     /// Everything from the first start to the proof that the temporary key is dead.
     pub fn run(&mut self) -> Result<()> {
         self.start_and_break()?;
@@ -101,8 +115,7 @@ impl Recovery {
     }
 
     fn step(&mut self, id: &str, actor: &str, what: &str, work: impl FnOnce(&World) -> Result<String>) -> Result<()> {
-        let world = &self.world;
-        self.report.step(id, actor, what, || work(world))
+        self.step_across(id, actor, what, |world, _| work(world))
     }
 
     /// A step that may take two hosts.

@@ -2,12 +2,10 @@
 //! host, and of the reinstatement from a file. Run again each completes, or `abort` gives everything back as it was.
 
 use std::fs;
-use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
 use drydock_tests::across::{Across, REPAIRED};
-use drydock_tests::faults::Faulty;
-use drydock_tests::host::Host;
+use drydock_tests::faults::{Faulty, failing_agent};
 use drydock_tests::tenant::{Plan, hand_back_disk, repair_copy};
 use drydock_tests::world::path;
 use garage::Direction;
@@ -16,23 +14,10 @@ const ABORT: [&str; 3] = ["recovery", "abort", "dvm"];
 const DETACH: [&str; 3] = ["recovery", "detach", "dvm"];
 const OFF: [&str; 4] = ["vm", "stop", "dvm", "--force"];
 
-/// Gives this host an agent that fails the writes that are ordered, and says where to order them.
-fn failing(host: &mut Host) -> Result<PathBuf> {
-    let orders = host.fabric("faults");
-    host.kill_agent()?;
-    host.start_agent_with(&[(fault::VARIABLE, &path(&orders))])?;
-    Ok(orders)
-}
-
-fn is_open(host: &Host) -> Result<bool> {
-    let status = host.admin_json(&["recovery", "status", "dvm"])?;
-    Ok(status[0]["closed"] == false)
-}
-
 #[test]
 fn an_attachment_loses_nothing() -> Result<()> {
     let mut bench = Across::new(&["--nested"])?;
-    let orders = failing(&mut bench.second)?;
+    let orders = failing_agent(&mut bench.second)?;
     let (second, there) = (&bench.second, path(&bench.there()));
     bench.export()?;
     fs::copy(bench.here(), bench.there())?;
@@ -56,7 +41,7 @@ fn an_attachment_loses_nothing() -> Result<()> {
     ensure!(count > 3, "only {count} writes were found");
     let attached = || second.admin(&attach)?.ok().map(drop);
     every_write(&ABORT, &attached, &|| {
-        if is_open(second)? {
+        if second.in_recovery("dvm")? {
             second.admin(&ABORT)?.ok().context("again")?;
         }
         unchanged()
@@ -73,7 +58,7 @@ fn an_attachment_loses_nothing() -> Result<()> {
         fs::copy(&handed_back, bench.there()).map(drop).map_err(Into::into)
     };
     let count = every_write(&DETACH, &attached_and_handed_back, &|| {
-        if is_open(second)? {
+        if second.in_recovery("dvm")? {
             second.admin(&DETACH)?.ok().context("again")?;
         }
         let manifest = garage::container::read(&bench.there())?.manifest;
@@ -87,7 +72,7 @@ fn an_attachment_loses_nothing() -> Result<()> {
 #[test]
 fn an_export_to_a_file_and_its_return_lose_nothing() -> Result<()> {
     let mut bench = Across::new(&["--nested"])?;
-    let orders = failing(&mut bench.world)?;
+    let orders = failing_agent(&mut bench.world)?;
     let (world, here) = (&bench.world, path(&bench.here()));
     let before = world.fingerprint("vms/dvm")?;
     let run = |args: &[&str]| world.admin(args);
@@ -114,7 +99,7 @@ fn an_export_to_a_file_and_its_return_lose_nothing() -> Result<()> {
             hand_back_disk(world, &bench.here(), &Plan::default(), |_| Ok(()))
         },
         |_| {
-            if is_open(world)? {
+            if world.in_recovery("dvm")? {
                 world.admin(&reinstate)?.ok().context("again")?;
             }
             world.admin(&OFF)?.ok()?;

@@ -114,17 +114,15 @@ fn stop_and_go_on(world: &World, export: &[&str]) -> Result<()> {
     world.admin(export)?.ok().context("the same command again").map(drop)
 }
 
-/// What a reinstatement says while it copies, and its status afterwards.
-const COPYING_BACK: (&str, &str) = ("copying disk 0 back", "on its way back; run");
-
 /// On the way back the same: the original is what it was, whatever was copied beside it.
 #[test]
 fn a_reinstatement_can_be_stopped_and_gone_on_with() -> Result<()> {
     let (world, before) = large()?;
     world.admin(&EXPORT_COPY)?.ok()?;
     hand_back(&world, "dvm", &Plan::default(), |_| Ok(()))?;
+    let stop = || stopped(&world, &REINSTATE, "copying disk 0 back", "on its way back; run");
     let original = world.fingerprint("vms/dvm")?;
-    let status = stopped(&world, &REINSTATE, COPYING_BACK.0, COPYING_BACK.1)?;
+    let status = stop()?;
     ensure!(!status.to_string().contains("\"copied\""), "a gigabyte was copied before Ctrl-C came: {status}");
     let now = world.fingerprint("vms/dvm")?;
     ensure!(original.iter().all(|(name, digest)| now.get(name) == Some(digest)), "the original changed");
@@ -133,7 +131,7 @@ fn a_reinstatement_can_be_stopped_and_gone_on_with() -> Result<()> {
 
     world.admin(&EXPORT_COPY)?.ok()?;
     hand_back(&world, "dvm", &Plan::default(), |_| Ok(()))?;
-    stopped(&world, &REINSTATE, COPYING_BACK.0, COPYING_BACK.1)?;
+    stop()?;
     world.admin(&REINSTATE)?.ok().context("the same command again")?;
     start_and_stop(&world, "Ctrl-C")?;
     world.close()

@@ -4,9 +4,9 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
-use drydock_tests::faults::Faulty;
+use drydock_tests::faults::{Faulty, failing_agent};
 use drydock_tests::tenant::{Plan, hand_back, repair};
-use drydock_tests::world::{World, path};
+use drydock_tests::world::World;
 
 const EXPORT: [&str; 5] = ["recovery", "export", "dvm", "--to", "vmre"];
 const EXPORT_COPY: [&str; 6] = ["recovery", "export", "dvm", "--to", "vmre", "--copy"];
@@ -26,9 +26,7 @@ struct Bench {
 impl Bench {
     fn new() -> Result<Self> {
         let mut world = World::new()?;
-        let orders = world.fabric("faults");
-        world.kill_agent()?;
-        world.start_agent_with(&[(fault::VARIABLE, &path(&orders))])?;
+        let orders = failing_agent(&mut world)?;
         world.create_blank("dvm", &["--memory", "256"])?;
         world.create_blank("vmre", &["--memory", "1024", "--nested"])?;
         Ok(Bench { world, orders })
@@ -49,11 +47,6 @@ fn handed_back(world: &World) -> Result<()> {
     world.admin(&EXPORT)?.ok()?;
     repair(world, "dvm", 3 << 20, 1 << 20)?;
     hand_back(world, "dvm", &Plan::default(), |_| Ok(()))
-}
-
-/// Whether the VM's last recovery is under way.
-fn is_open(world: &World) -> Result<bool> {
-    Ok(world.admin_json(&["recovery", "status", "dvm"])?[0]["closed"] == false)
 }
 
 #[test]
@@ -80,7 +73,7 @@ fn an_export_loses_nothing() -> Result<()> {
         &ABORT,
         |world| world.admin(&EXPORT)?.ok().map(drop),
         |world| {
-            if is_open(world)? {
+            if world.in_recovery("dvm")? {
                 world.admin(&ABORT)?.ok().context("again")?;
             }
             unchanged(world)
@@ -93,7 +86,7 @@ fn an_export_loses_nothing() -> Result<()> {
 fn a_reinstatement_loses_nothing() -> Result<()> {
     let bench = Bench::new()?;
     let count = bench.every_write(&REINSTATE, handed_back, |world| {
-        if is_open(world)? {
+        if world.in_recovery("dvm")? {
             world.admin(&REINSTATE)?.ok().context("again")?;
         }
         world.admin(&OFF)?.ok()?;
@@ -118,14 +111,14 @@ fn a_kept_original_is_not_lost() -> Result<()> {
         world.admin(&OFF)?.ok().map(drop)
     };
     bench.every_write(&ROLLBACK, kept, |world| {
-        if is_open(world)? {
+        if world.in_recovery("dvm")? {
             world.admin(&ROLLBACK)?.ok().context("again")?;
         }
         ensure!(world.fingerprint("vms/dvm")? == *before.borrow(), "the VM is not as it was");
         Ok(())
     })?;
     bench.every_write(&COMMIT, kept, |world| {
-        if is_open(world)? {
+        if world.in_recovery("dvm")? {
             world.admin(&COMMIT)?.ok().context("again")?;
         }
         ensure!(world.disk_holds("dvm", 3 << 20, 1 << 20, 77)?, "the repair is gone");

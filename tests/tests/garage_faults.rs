@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use drydock_tests::faults::{Faulty, says_why};
+use drydock_tests::faults::{Faulty, MOST, says_why};
 use drydock_tests::garage::Garage;
 use drydock_tests::process::Finished;
 use drydock_tests::world::{World, path};
@@ -13,8 +13,6 @@ use garage::{Device, Direction};
 use recovery::documents::read_grant;
 
 const WRONG_STATE: i32 = 6;
-/// More writes than any command makes: a test that never ends would find no fault either.
-const MOST: u32 = 100;
 
 const FINISH: [&str; 2] = ["recovery", "finish"];
 const ABORT: [&str; 3] = ["recovery", "abort", "dvm"];

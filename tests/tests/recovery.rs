@@ -31,17 +31,7 @@ const BOOT: Duration = Duration::from_secs(300);
 fn a_whole_recovery_with_obstacles() -> Result<()> {
     let mut recovery = Recovery::prepare()?;
     let told = tell(&mut recovery);
-    if told.is_err() {
-        println!("{}", recovery.world.agent_log());
-    }
-    let report = &mut recovery.report;
-    report.close();
-    println!("{}", report.table());
-    let complete = report.ok;
-    let closed = recovery.close();
-    told?;
-    ensure!(complete, "a step is missing or failed");
-    closed
+    recovery.conclude(told)
 }
 
 fn tell(recovery: &mut Recovery) -> Result<()> {
