@@ -67,7 +67,7 @@ fn request(world: &World, bytes: &[u8]) -> bool {
     let file = file_of(world, document);
     let Ok(read) = read_request("a file", &file, &garages(world), NOW) else { return false };
     same_again(&read.request);
-    host::store::check_name(&read.request.vm_name).unwrap();
+    outcome::check_name(&read.request.vm_name).unwrap();
     assert!(read.guardian.signing() == world.recovery.public().signing(), "a guardian that did not sign");
     assert!(read.protector.to_xml() == read.request.protector.as_bytes());
     true

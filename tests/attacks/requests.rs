@@ -95,7 +95,7 @@ fn shown_first(tenant: &mut Tenant) -> Result<()> {
     };
     let mut terminal = open()?;
     let shown = terminal.expect("Grant it?", SHORT)?;
-    let end = recovery::rfc3339(guardian.public().not_after());
+    let end = outcome::rfc3339(guardian.public().not_after());
     for text in ["dvm", "vmre", "recovery", "until", &end[..16], "fabric"] {
         ensure!(shown.contains(text), "{text:?} is not shown: {shown}");
     }

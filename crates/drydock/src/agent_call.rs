@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use host::error::Result;
+use outcome::Result;
 use serde::Serialize;
 use serde_json::Value;
 

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use host::error::{Context, Error, Kind, Result};
+use outcome::{Context, Error, Kind, Result};
 use recovery::api::{GarageInfo, RecoveryRequest};
 use serde_json::json;
 

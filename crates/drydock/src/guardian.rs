@@ -2,10 +2,9 @@
 
 use std::path::PathBuf;
 
-use host::durable;
-use host::error::{Context, Kind, Result};
 use key_protector::{Guardian as Keys, GuardianPublic, KeyKind, Role};
-use recovery::rfc3339;
+use outcome::rfc3339;
+use outcome::{Context, Kind, Result};
 use serde_json::{Value, json};
 use time::{Duration, OffsetDateTime};
 

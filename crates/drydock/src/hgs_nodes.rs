@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use hgs::{Hgs as Service, StoreUrl};
-use host::error::{Context, Error, Kind, Result};
+use outcome::{Context, Error, Kind, Result};
 use serde_json::json;
 use zeroize::Zeroizing;
 

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use hgs::server::{self, Transport};
 use hgs::{Check, HostKind};
 use hgs::{Error as HgsError, Hgs as Service, InitOptions};
-use host::error::{Error, Kind, Result};
-use recovery::rfc3339;
+use outcome::rfc3339;
+use outcome::{Error, Kind, Result};
 use serde_json::json;
 
 use crate::cli::{Audit, CheckArg, Hgs, HgsDir, ModeArg, OnOff};
@@ -21,7 +21,7 @@ pub(crate) fn run(command: Hgs, out: &Output) -> Result<()> {
     runtime()?.block_on(async {
         match command {
             Hgs::Init { dir, name, san, mode, store, strict } => {
-                host::store::check_name(&name)?;
+                outcome::check_name(&name)?;
                 let mode = match mode {
                     ModeArg::HostKey => HostKind::HostKey,
                     ModeArg::Tpm => HostKind::Tpm,

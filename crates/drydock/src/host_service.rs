@@ -9,12 +9,12 @@ use std::sync::Arc;
 use attestation::HostKey;
 use hgs::client::{HostTpm, KERNEL_LOG};
 use host::Agent;
-use host::error::{Context, Error, Kind, Next, Result};
 use host::keys::{Guarded, HostProof, KeySource, LocalGuardians};
 use host::migration::Destination;
 use host::store::Store;
-use host::wire::Events;
 use machine::accel::{Accel, Chooser};
+use outcome::Events;
+use outcome::{Context, Error, Kind, Next, Result};
 use recovery::AgentService;
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
@@ -137,7 +137,7 @@ fn init(store: &Store, target: &Path, out: &Output) -> Result<()> {
 
 fn load_host_key(store: &Store) -> Result<HostKey> {
     let path = store.root().join(HOST_KEY);
-    let bytes = zeroize::Zeroizing::new(host::durable::read_bounded(&path, 64 << 10).map_err(|e| {
+    let bytes = zeroize::Zeroizing::new(durable::read_bounded(&path, 64 << 10).map_err(|e| {
         Error::new(Kind::NotFound, format!("this host has no key: {}", path.display()))
             .caused_by(&e)
             .remedy("make one: drydock host init --out host.pub.pem, and have it added to the HGS")

@@ -4,9 +4,8 @@ use std::io::{IsTerminal, Read};
 use std::path::{Path, PathBuf};
 
 use attestation::HostPublicKey;
-use host::durable;
-use host::error::{Context, Error, Kind, Next, Result};
 use key_protector::{Guardian, GuardianPublic};
+use outcome::{Context, Error, Kind, Next, Result};
 use recovery::documents::KnownGarage;
 use zeroize::Zeroizing;
 
@@ -40,7 +39,7 @@ impl Keyring {
     }
 
     pub(crate) fn path(&self, name: &str, extension: &str) -> Result<PathBuf> {
-        host::store::check_name(name)?;
+        outcome::check_name(name)?;
         Ok(self.dir.join(format!("{name}.{extension}")))
     }
 
@@ -67,7 +66,7 @@ impl Keyring {
     }
 
     fn find(&self, name: &str) -> Result<Entry> {
-        host::store::check_name(name)?;
+        outcome::check_name(name)?;
         self.entries()?.into_iter().find(|e| e.name == name).ok_or_else(|| {
             Error::new(Kind::NotFound, format!("there is no guardian '{name}' in {}", self.dir.display()))
                 .remedy("drydock guardian list; make one with `guardian new`, take one in with `guardian import`")
@@ -89,7 +88,7 @@ impl Keyring {
     }
 
     pub(crate) fn must_be_new(&self, name: &str) -> Result<()> {
-        host::store::check_name(name)?;
+        outcome::check_name(name)?;
         match self.entries()?.into_iter().find(|e| e.name == name) {
             None => Ok(()),
             Some(entry) => Err(Error::new(Kind::WrongState, format!("{} exists already", entry.file.display()))

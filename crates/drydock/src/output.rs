@@ -3,9 +3,9 @@
 use std::cell::RefCell;
 use std::io::IsTerminal;
 
-use host::error::Error;
-use host::wire::Progress;
 use indicatif::{ProgressBar, ProgressStyle};
+use outcome::Error;
+use outcome::Progress;
 use serde_json::{Value, json};
 
 pub(crate) struct Output {

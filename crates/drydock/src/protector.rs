@@ -3,9 +3,9 @@
 use std::path::Path;
 
 use hgs::Permit;
-use host::error::{Context, Error, Kind, Next, Result};
 use key_protector::{Guardian, Protector as Document, Wrapping};
-use recovery::rfc3339;
+use outcome::rfc3339;
+use outcome::{Context, Error, Kind, Next, Result};
 use serde_json::{Value, json};
 use time::{Duration, OffsetDateTime};
 

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use host::error::{Context, Error, Kind, Result};
+use outcome::{Context, Error, Kind, Result};
 use recovery::api::{Destination, Imported, RecoveryRequest, StatusReport};
 use serde_json::{Value, json};
 use time::OffsetDateTime;

@@ -1,7 +1,7 @@
 //! What the agent may do: root's capabilities without those that it does not need, and no way to gain one. Everything that
 //! it starts begins with these, and gives up more.
 
-use host::error::{Context, Error, Kind, Next, Result};
+use outcome::{Context, Error, Kind, Next, Result};
 use rustix::io::Errno;
 use rustix::thread::{
     CapabilitySet, CapabilitySets, capabilities, capability_is_in_bounding_set, clear_ambient_capability_set,

@@ -6,9 +6,9 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use host::api::{CreateVm, PowerState, VmRequest, VmStatus};
-use host::error::{Context, Error, Kind, Result};
 use machine::proof::Proof;
 use machine::{ConsoleProfile, Policy};
+use outcome::{Context, Error, Kind, Result};
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcsetattr};
 use serde_json::{Value, json};
 

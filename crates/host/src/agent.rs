@@ -15,12 +15,12 @@ use tokio::sync::OwnedMutexGuard;
 
 use crate::api::{AgentInfo, OfflineStatus, PowerState, VmStatus};
 use crate::console::Console;
-use crate::error::{Context, Error, Kind, Next, Result};
 use crate::holder::{Held, Holders, caller};
 use crate::keys::{KeySource, Unreleased};
 use crate::store::{Store, VmDir};
-use crate::wire::Events;
 use crate::{change, offline, session};
+use outcome::Events;
+use outcome::{Context, Error, Kind, Next, Result};
 
 /// How long a guest may take to shut down before the caller is told to use force.
 const SHUTDOWN: Duration = Duration::from_secs(90);

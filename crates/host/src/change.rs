@@ -8,7 +8,7 @@ use key_protector::{Guardian, Protector, signed};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
-use crate::error::{Context, Error, Kind, Next, Result};
+use outcome::{Context, Error, Kind, Next, Result};
 
 const KIND: &str = "drydock/protector-change";
 /// Largest document that is read (bytes); a protector has at most 1 MiB.

@@ -7,8 +7,8 @@ use std::path::Path;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::error::{Context, Error, Kind, Result};
-use crate::wire::{Line, Progress};
+use outcome::wire::{Line, Progress};
+use outcome::{Context, Error, Kind, Result};
 
 const MAX_LINE: u64 = 16 << 20;
 

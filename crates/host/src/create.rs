@@ -10,9 +10,9 @@ use uuid::Uuid;
 
 use crate::agent::{Agent, VmLock};
 use crate::api::CreateVm;
-use crate::error::{Context, Error, Kind, Next, Result};
 use crate::image;
-use crate::wire::Events;
+use outcome::Events;
+use outcome::{Context, Error, Kind, Next, Result};
 
 impl Agent {
     /// Makes a VM from images and a key protector. Nothing of it is left when a step fails.
@@ -49,8 +49,7 @@ impl Agent {
     async fn create_in(&self, lock: &VmLock, request: CreateVm, protector: &Protector, events: &Events) -> Result<()> {
         let dir = lock.dir();
         dir.remove()?;
-        crate::durable::private_dir(dir.path())
-            .context(Kind::Internal, || format!("cannot make {}", dir.path().display()))?;
+        durable::private_dir(dir.path()).context(Kind::Internal, || format!("cannot make {}", dir.path().display()))?;
         let id = Uuid::new_v4();
         let mut spec = VmSpec {
             id,

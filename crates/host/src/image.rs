@@ -12,8 +12,8 @@ use tokio::io::AsyncReadExt;
 use tokio::process::{ChildStderr, Command};
 use tokio::runtime::Handle;
 
-use crate::error::{Context, Error, Kind, Result};
-use crate::wire::Events;
+use outcome::Events;
+use outcome::{Context, Error, Kind, Result};
 
 const QEMU_IMG: &str = "qemu-img";
 /// Most bytes that it says of an image, and that are kept of a complaint.

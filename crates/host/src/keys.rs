@@ -12,9 +12,8 @@ use time::OffsetDateTime;
 use tokio::task::JoinHandle;
 use zeroize::Zeroizing;
 
-use crate::durable;
-use crate::error::{Context, Error, Kind, Result};
 use crate::offline::OfflineKeys;
+use outcome::{Context, Error, Kind, Result};
 
 const MAX_GUARDIAN: u64 = 256 << 10;
 

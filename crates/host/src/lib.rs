@@ -9,8 +9,6 @@ pub mod change;
 pub mod client;
 mod console;
 mod create;
-pub mod durable;
-pub mod error;
 mod holder;
 pub mod image;
 pub mod keys;
@@ -20,8 +18,6 @@ pub mod server;
 pub mod service;
 mod session;
 pub mod store;
-pub mod wire;
 
 pub use agent::{Agent, Resealed, VmLock, check_record, open_record};
 pub use create::{free_space, record_of};
-pub use error::{Context, Error, Kind, Result};

@@ -27,10 +27,10 @@ use time::format_description::well_known::Rfc3339;
 use uuid::Uuid;
 use zeroize::Zeroizing;
 
-use crate::durable;
-use crate::error::{Context, Error, Kind, Result};
 use crate::keys::HostProof;
-use crate::store::{VmDir, read_json, write_json};
+use crate::store::VmDir;
+use durable::{read_json, write_json};
+use outcome::{Context, Error, Kind, Result};
 
 #[cfg(test)]
 mod tests;

@@ -11,9 +11,9 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-use crate::error::{Context, Error, Kind, Result};
 use crate::holder::in_the_name_of;
-use crate::wire::{Events, Line, MAX_REQUEST};
+use outcome::wire::{Events, Line, MAX_REQUEST};
+use outcome::{Context, Error, Kind, Result};
 
 /// What a request comes to.
 pub enum Outcome {
@@ -75,7 +75,7 @@ fn bind(socket: &Path) -> io::Result<UnixListener> {
         _ => {}
     }
     if let Some(parent) = socket.parent() {
-        crate::durable::private_dir(parent)?;
+        durable::private_dir(parent)?;
     }
     // The mode is set by umask at bind time: no moment at which others could connect.
     let old = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o177));

@@ -4,9 +4,9 @@ use serde_json::{Value, json};
 
 use crate::agent::Agent;
 use crate::api::VmRequest;
-use crate::error::{Context, Kind, Result};
 use crate::server::Outcome;
-use crate::wire::Events;
+use outcome::Events;
+use outcome::{Context, Kind, Result};
 
 /// Answers one VM request.
 ///

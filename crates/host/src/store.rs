@@ -19,19 +19,17 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use durable::{parse_json, read_json, read_optional, write_json, write_optional};
 use key_protector::Protector;
 use machine::{DiskSpec, VmSpec};
-use serde::de::DeserializeOwned;
+use outcome::{Context, Error, Kind, Result, check_name};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::api::{HandedOver, Hold};
 use crate::change::MAX_CHANGE;
-use crate::durable;
-use crate::error::{Context, Error, Kind, Next, Result};
 
-const MAX_JSON: u64 = 256 << 10;
 const MAX_PROTECTOR: u64 = 1 << 20;
 const NEXT_SPEC: &str = "vm.json.next";
 const ARRIVAL: &str = "arrival.json";
@@ -142,22 +140,6 @@ impl Store {
         let names = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
         Ok(names.filter_map(|name| self.vm_dir(&name).ok()).filter(|vm| vm.path.join(ARRIVAL).exists()).collect())
     }
-}
-
-/// A VM's name: lower-case letters, digits and dashes, at most 63, because it becomes a path and a QEMU name.
-///
-/// # Errors
-/// `BadInput` naming the rule.
-pub fn check_name(name: &str) -> Result<()> {
-    let good = !name.is_empty()
-        && name.len() <= 63
-        && !name.starts_with('-')
-        && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
-    if good {
-        return Ok(());
-    }
-    Err(Error::new(Kind::BadInput, format!("'{}' is not a VM name", name.escape_debug()))
-        .remedy("use 1 to 63 of a-z, 0-9 and '-', not starting with '-'"))
 }
 
 /// One VM's directory.
@@ -451,68 +433,10 @@ impl VmDir {
     }
 }
 
-/// Reads a JSON file written by [`write_json`].
-///
-/// # Errors
-/// `BadInput` naming the file and, where serde knows it, the field.
-pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
-    let bytes =
-        durable::read_bounded(path, MAX_JSON).context(Kind::BadInput, || format!("cannot read {}", path.display()))?;
-    parse_json(path, &bytes)
-}
-
-/// Reads the content of such a file; `path` is for messages.
-///
-/// # Errors
-/// `BadInput` naming the file and, where serde knows it, the field.
-pub fn parse_json<T: DeserializeOwned>(path: &Path, bytes: &[u8]) -> Result<T> {
-    serde_json::from_slice(bytes)
-        .context(Kind::BadInput, || format!("{} is damaged", path.display()))
-        .or_next(|| "undo the edit, or restore the file from a backup".into())
-}
-
-/// Writes a JSON file durably, readable by its owner only.
-///
-/// # Errors
-/// When it cannot be written.
-pub fn write_json<T: Serialize + ?Sized>(path: &Path, value: &T) -> Result<()> {
-    let mut bytes =
-        serde_json::to_vec_pretty(value).context(Kind::Internal, || format!("cannot serialise {}", path.display()))?;
-    bytes.push(b'\n');
-    durable::write_atomic(path, &bytes).context(Kind::Internal, || format!("cannot write {}", path.display()))
-}
-
-fn read_optional<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
-    if path.exists() { read_json(path).map(Some) } else { Ok(None) }
-}
-
-fn write_optional<T: Serialize + ?Sized>(path: &Path, value: Option<&T>) -> Result<()> {
-    match value {
-        Some(value) => write_json(path, value),
-        None => match fs::remove_file(path) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                Err(e).context(Kind::Internal, || format!("cannot remove {}", path.display()))
-            }
-            _ => durable::sync_parent(path)
-                .context(Kind::Internal, || format!("cannot flush the parent of {}", path.display())),
-        },
-    }
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-
-    #[test]
-    fn names_that_would_leave_the_store_are_refused() {
-        for bad in ["", "..", "a/b", "../x", "A", "-x", "a,b", "x\n", &"a".repeat(64)] {
-            assert_eq!(check_name(bad).unwrap_err().kind, Kind::BadInput, "{bad:?}");
-        }
-        for good in ["a", "dvm", "vm-01", &"a".repeat(63)] {
-            check_name(good).unwrap();
-        }
-    }
 
     #[test]
     fn a_store_that_others_can_enter_is_refused() {

@@ -2,8 +2,8 @@
 //! garage nothing of it is left. A file that travels between two hosts stays where it is, on either.
 
 use host::Agent;
-use host::error::{Error, Kind, Result};
-use host::wire::Events;
+use outcome::Events;
+use outcome::{Error, Kind, Result};
 
 use crate::api::StatusReport;
 use crate::import::{guardian_name, local};

@@ -7,9 +7,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use garage::Mode;
-use host::error::{Context, Error, Kind, Next, Result};
-use host::wire::Events;
 use host::{Agent, VmLock};
+use outcome::Events;
+use outcome::{Context, Error, Kind, Next, Result};
 
 use crate::api::StatusReport;
 use crate::export::{check_nesting, check_specs, in_another, nested_on, rg_disk, rg_serial};

@@ -2,11 +2,11 @@
 
 use std::{fs, io};
 
-use host::error::{Context, Error, Kind, Result};
 use host::store::VmDir;
-use host::wire::Events;
 use host::{Agent, VmLock};
 use machine::{DiskSpec, VmSpec};
+use outcome::Events;
+use outcome::{Context, Error, Kind, Result};
 
 use crate::api::StatusReport;
 use crate::journal::{Journal, Step};

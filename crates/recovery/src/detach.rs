@@ -2,8 +2,8 @@
 //! handed it back. The file stays where it is, to be carried back.
 
 use host::Agent;
-use host::error::{Error, Kind, Result};
-use host::wire::Events;
+use outcome::Events;
+use outcome::{Error, Kind, Result};
 
 use crate::api::StatusReport;
 use crate::export::rg_serial;

@@ -2,8 +2,8 @@
 
 use attestation::HostPublicKey;
 use base64::prelude::{BASE64_STANDARD, Engine as _};
-use host::error::{Context, Error, Kind, Next, Result};
 use key_protector::{Certificate, Guardian, GuardianPublic, Protector, signed};
+use outcome::{Context, Error, Kind, Next, Result};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
@@ -164,7 +164,7 @@ pub fn read_request(what: &str, file: &[u8], garages: &[KnownGarage], now: Offse
     }
     let (request, signer): (RecoveryRequest, _) = open(REQUEST, what, file.request.as_bytes())?;
     // It becomes part of a file's name on the tenant host.
-    host::store::check_name(&request.vm_name)
+    outcome::check_name(&request.vm_name)
         .context(Kind::BadInput, || format!("{what}: field 'vm_name' is not a VM's name"))
         .or_next(again)?;
     let guardian = GuardianPublic::parse(request.guardian.as_bytes())

@@ -8,11 +8,11 @@ use std::path::Path;
 
 use garage::Mode;
 use host::api::Hold;
-use host::error::{Context, Error, Kind, Result};
 use host::store::VmDir;
-use host::wire::Events;
 use host::{Agent, VmLock, free_space, image};
 use machine::{DiskFormat, DiskSpec, Policy, VmSpec};
+use outcome::Events;
+use outcome::{Context, Error, Kind, Result};
 use uuid::Uuid;
 
 use crate::api::StatusReport;

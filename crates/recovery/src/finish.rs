@@ -2,12 +2,12 @@
 //! everything temporary destroyed.
 
 use host::api::Hold;
-use host::error::{Context, Error, Kind, Result};
-use host::wire::Events;
 use host::{Agent, VmLock, check_record};
 use key_protector::{Guardian, Role, Wrapping};
 use machine::Policy;
 use machine::record::SealedRecord;
+use outcome::Events;
+use outcome::{Context, Error, Kind, Result};
 use time::OffsetDateTime;
 
 use crate::api::StatusReport;

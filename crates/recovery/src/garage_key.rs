@@ -10,9 +10,8 @@ use std::process::Stdio;
 
 use attestation::HostPublicKey;
 use garage::Digest;
-use host::durable;
-use host::error::{Context, Error, Kind, Next, Result};
 use host::store::Store;
+use outcome::{Context, Error, Kind, Next, Result};
 use tokio::process::Command;
 
 /// What is signed begins with this: the key signs nothing else.

@@ -2,8 +2,9 @@
 //!
 //! Offline and without an agent: files in, a file out. The owner's private key goes nowhere.
 
-use host::error::{Context, Error, Kind, Result};
 use key_protector::{Guardian, GuardianPublic, Role};
+use outcome::rfc3339;
+use outcome::{Context, Error, Kind, Result};
 use time::{Duration, OffsetDateTime};
 
 use crate::documents::{CheckedRequest, RecoveryGrant, write_grant};
@@ -107,10 +108,4 @@ pub fn issue(what: &str, checked: &CheckedRequest, owner: &Guardian, now: Offset
         protector: String::from_utf8(granted.to_xml()).context(Kind::Internal, || "a protector is UTF-8".into())?,
     };
     write_grant(&grant, owner)
-}
-
-/// A time as people and scripts both read it.
-#[must_use]
-pub fn rfc3339(at: OffsetDateTime) -> String {
-    at.format(&time::format_description::well_known::Rfc3339).unwrap_or_else(|_| at.unix_timestamp().to_string())
 }

@@ -3,23 +3,23 @@
 use std::fs;
 
 use host::api::Hold;
-use host::durable;
-use host::error::{Context, Error, Kind, Next, Result};
 use host::keys::{KeySource, LocalGuardians};
 use host::store::VmDir;
-use host::wire::Events;
 use host::{Agent, VmLock, check_record};
 use key_protector::{Guardian, GuardianKeys, Protector, Role, Wrapping};
 use machine::record::SealedRecord;
 use machine::{DiskFormat, NicSpec, Policy, VmSpec};
+use outcome::Events;
+use outcome::{Context, Error, Kind, Next, Result};
 use time::{Duration, OffsetDateTime};
 
 use crate::api::Imported;
 use crate::documents::{self, RecoveryGrant};
 use crate::garage_key::GarageKey;
-use crate::grant::{MAX_HOURS, rfc3339};
+use crate::grant::MAX_HOURS;
 use crate::journal::{Journal, Side, Step};
 use crate::{rg, status, tools};
+use outcome::rfc3339;
 
 pub(crate) struct Options {
     pub switch: String,

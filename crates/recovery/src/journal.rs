@@ -16,10 +16,10 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use durable::{parse_json, read_json, write_json};
 use garage::Mode;
-use host::durable;
-use host::error::{Context, Error, Kind, Result};
-use host::store::{Store, parse_json, read_json, write_json};
+use host::store::Store;
+use outcome::{Context, Error, Kind, Result};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use uuid::Uuid;

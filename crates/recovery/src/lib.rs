@@ -36,6 +36,5 @@ mod service;
 mod status;
 mod tools;
 
-pub use grant::rfc3339;
 pub use journal::{Entry, Journal, Side, Step};
 pub use service::{AgentService, Request};

@@ -17,13 +17,12 @@ use std::path::{Path, PathBuf};
 
 use garage::Mode;
 use host::api::Hold;
-use host::durable;
-use host::error::{Context, Error, Kind, Next, Result};
 use host::store::VmDir;
-use host::wire::Events;
 use host::{Agent, VmLock};
 use key_protector::{Protector, Role};
 use machine::{Backing, DiskFormat, DiskSpec, Policy, VmSpec};
+use outcome::Events;
+use outcome::{Context, Error, Kind, Next, Result};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use time::OffsetDateTime;
 

@@ -1,8 +1,8 @@
 //! Back to the VM as it was before its repair, for as long as that is kept.
 
 use host::Agent;
-use host::error::{Error, Kind, Result};
-use host::wire::Events;
+use outcome::Events;
+use outcome::{Error, Kind, Result};
 
 use crate::api::StatusReport;
 use crate::journal::Step;

@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use garage::Mode;
 use host::Agent;
-use host::error::{Error, Kind, Result};
 use host::server::{Outcome, Service};
 use host::service::{to_value, vm_request};
-use host::wire::Events;
+use outcome::Events;
+use outcome::{Error, Kind, Result};
 use serde::{Deserialize, Serialize};
 
 use crate::api::{Destination, GarageInfo, RecoveryRequest};

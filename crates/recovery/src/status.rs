@@ -1,7 +1,7 @@
 //! Where a recovery stands and what comes next, in one sentence.
 
-use host::error::Result;
 use host::store::Store;
+use outcome::Result;
 
 use crate::api::StatusReport;
 use crate::journal::{Journal, Side, Step};

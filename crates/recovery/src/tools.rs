@@ -3,8 +3,8 @@
 use std::path::Path;
 use std::process::Stdio;
 
-use host::error::{Context, Error, Kind, Result};
-use host::wire::Events;
+use outcome::Events;
+use outcome::{Context, Error, Kind, Result};
 use tokio::process::Command;
 
 /// A program or file that must be there, and Debian's package for it.

@@ -1,9 +1,9 @@
 //! The Host Guardian Service: each node, its certificates, both clocks, and an attestation.
 
-use host::error::{Error, Result};
 use host::keys::Guarded;
 use host::store::Store;
 use key_protector::GuardianPublic;
+use outcome::{Error, Result};
 use time::{Duration, OffsetDateTime};
 
 use super::Check;
@@ -61,7 +61,7 @@ fn guardian(found: &[Result<GuardianPublic>]) -> Check {
         );
     }
     let left = first.not_after() - OffsetDateTime::now_utc();
-    let until = recovery::rfc3339(first.not_after());
+    let until = outcome::rfc3339(first.not_after());
     if left < SOON {
         return Check::fail(
             NAME,
@@ -89,9 +89,9 @@ async fn attestation(guarded: &Guarded) -> Vec<Check> {
             "clock",
             format!(
                 "here it is {}; the health certificate just made is for {} to {}",
-                recovery::rfc3339(now),
-                recovery::rfc3339(from),
-                recovery::rfc3339(until)
+                outcome::rfc3339(now),
+                outcome::rfc3339(from),
+                outcome::rfc3339(until)
             ),
             "set both clocks by NTP: timedatectl set-ntp true",
         )

@@ -4,7 +4,7 @@ mod fabric;
 mod machine;
 mod tools;
 
-use host::error::{Error, Kind, Result};
+use outcome::{Error, Kind, Result};
 use serde::Serialize;
 use serde_json::json;
 

@@ -24,7 +24,7 @@ use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
 use uuid::Uuid;
 
 use super::messages::{self, Hello, Message, Purpose};
-use crate::error::{Context, Error, Kind, Next, Result};
+use outcome::{Context, Error, Kind, Next, Result};
 
 const NAME: &str = "drydock-migration";
 const EXPORTER: &[u8] = b"EXPORTER-drydock-migration-v1";

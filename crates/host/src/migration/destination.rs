@@ -20,10 +20,10 @@ use super::channel::{self, Channel, unexpected};
 use super::messages::{Hello, Message, Purpose};
 use super::offer::{self, Offer};
 use crate::agent::{Agent, Live, VmLock, not_started};
-use crate::error::{Context, Error, Kind, Next, Result};
 use crate::holder::in_the_name_of;
 use crate::image;
 use crate::store::{Arrival, VmDir};
+use outcome::{Context, Error, Kind, Next, Result};
 
 /// Connections at a time; one VM with all its disks needs at most 66.
 const CONNECTIONS: usize = 160;

@@ -6,7 +6,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use uuid::Uuid;
 
 use super::offer::Offer;
-use crate::error::{Context, Error, Kind, Result};
+use outcome::{Context, Error, Kind, Result};
 
 /// An offer carries a key protector of at most 1 MiB and a sealed record of at most 64 KiB.
 const MAX_OFFER: u32 = 2 << 20;

@@ -11,8 +11,8 @@ use uuid::Uuid;
 
 use super::LABEL;
 use crate::agent::check_record;
-use crate::error::{Context, Error, Kind, Next, Result};
 use crate::store::VmDir;
+use outcome::{Context, Error, Kind, Next, Result};
 
 pub(super) const VERSION: u32 = 1;
 

@@ -14,8 +14,8 @@ use super::messages::{Hello, Message, Purpose};
 use super::offer::{self, Offer, Shape};
 use crate::agent::{Agent, Live, VmLock};
 use crate::api::HandedOver;
-use crate::error::{Context, Error, Kind, Result};
-use crate::wire::Events;
+use outcome::Events;
+use outcome::{Context, Error, Kind, Result};
 
 /// The destination asks a Host Guardian Service, or several nodes of one.
 const ATTESTATION: Duration = Duration::from_secs(180);
@@ -114,7 +114,7 @@ impl Agent {
         let generation = vm.dir().current()?;
         let protector = vm.dir().protector(generation)?;
         let path = vm.dir().slot(generation).join(machine::state::RECORD);
-        let record = crate::durable::read_bounded(&path, machine::record::MAX_LEN as u64)
+        let record = durable::read_bounded(&path, machine::record::MAX_LEN as u64)
             .context(Kind::BadInput, || format!("cannot read {}", path.display()))?;
         let name = vm.dir().name().to_owned();
         let live = vm.live().ok_or_else(|| off(&name))?;

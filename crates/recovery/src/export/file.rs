@@ -5,9 +5,9 @@ use std::path::Path;
 
 use garage::Mode;
 use host::Agent;
-use host::error::{Error, Kind, Result};
-use host::wire::Events;
 use machine::Policy;
+use outcome::Events;
+use outcome::{Error, Kind, Result};
 use uuid::Uuid;
 
 use crate::api::StatusReport;

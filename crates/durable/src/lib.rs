@@ -1,9 +1,13 @@
 //! Files that survive a crash: written beside, flushed, renamed, and the directory flushed too.
 
+mod json;
+
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
+
+pub use json::{parse_json, read_json, read_optional, write_json, write_optional};
 
 /// Writes `bytes` so that after a crash `path` holds either the old content or all of the new one.
 /// The file is made 0600 in the open call itself.
