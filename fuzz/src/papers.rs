@@ -120,16 +120,16 @@ fn receipt(world: &World, bytes: &[u8]) -> bool {
 }
 
 fn changes(world: &World) -> Vec<Vec<u8>> {
-    let change = host::change::sign(&world.owner, &world.protector, &world.protector).unwrap();
+    let change = host::protector_update::sign(&world.owner, &world.protector, &world.protector).unwrap();
     vec![signed::verify("drydock/protector-change", &change).unwrap().payload]
 }
 
 fn change(world: &World, bytes: &[u8]) -> bool {
     // Only the owner changes a protector.
     let document = signed::sign("drydock/protector-change", bytes, &world.recovery).unwrap();
-    assert!(host::change::verify(&document, &world.protector, NOW).is_err());
+    assert!(host::protector_update::verify(&document, &world.protector, NOW).is_err());
     let document = signed::sign("drydock/protector-change", bytes, &world.owner).unwrap();
-    let Ok(to) = host::change::verify(&document, &world.protector, NOW) else { return false };
+    let Ok(to) = host::protector_update::verify(&document, &world.protector, NOW) else { return false };
     assert!(to.owner().signing_certificate() == world.protector.owner().signing_certificate(), "another owner");
     assert!(to.verify(NOW).is_ok());
     true

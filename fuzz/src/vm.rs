@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
+use host::VmDir;
 use host::image::ImageInfo;
-use host::store::VmDir;
 use key_protector::TransportKey;
 use machine::disk::check_qcow2;
 use machine::record::{LABEL, MAX_LEN, SealedRecord};

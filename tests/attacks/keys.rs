@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use drydock_tests::process::run as run_program;
 use drydock_tests::tenant::{owner, recovery_guardian};
 use drydock_tests::world::{World, path};
-use host::keys::LocalGuardians;
+use host::LocalGuardians;
 use key_protector::{Guardian, GuardianPublic, KeyKind, Protector, Role};
 use time::{Duration, OffsetDateTime};
 

@@ -106,12 +106,12 @@ fn wrong_changes(world: &World, first: &str, granted: &str, denials: &mut Denial
     let forger = key_protector::Guardian::from_pem(&fs::read_to_string(home.join("tenant.pem"))?)?;
     let (foreign, _) = Protector::new(&forger, &[], OffsetDateTime::now_utc())?;
     let (other, _) = Protector::new(&forger, &[], OffsetDateTime::now_utc())?;
-    let forged = host::change::sign(&forger, &foreign, &other).map_err(|error| anyhow::anyhow!("{error}"))?;
+    let forged = host::protector_update::sign(&forger, &foreign, &other).map_err(|error| anyhow::anyhow!("{error}"))?;
     denials.expect("a change that another owner signed", BAD_INPUT, "not signed by the VM's owner", attempt(&forged));
     let owner = owner(world)?;
     let (another, _) = Protector::new(&owner, &[], OffsetDateTime::now_utc())?;
     let elsewhere =
-        host::change::sign(&owner, &another, &read(granted)?).map_err(|error| anyhow::anyhow!("{error}"))?;
+        host::protector_update::sign(&owner, &another, &read(granted)?).map_err(|error| anyhow::anyhow!("{error}"))?;
     denials.expect("a change for another VM of the same owner", BAD_INPUT, "in force", attempt(&elsewhere));
     denials.expect("a bare protector", BAD_INPUT, "--change", attempt(&fs::read(first)?));
     let mut flipped = fs::read(world.offline("dvm.change"))?;

@@ -99,7 +99,7 @@ pub(crate) fn run(command: Protector, out: &Output) -> Result<()> {
 fn write_change(target: Option<&Path>, owner: &Guardian, from: &Document, to: &Document) -> Result<()> {
     let Some(target) = target else { return Ok(()) };
     must_not_exist(target)?;
-    write(target, &host::change::sign(owner, from, to)?)
+    write(target, &host::protector_update::sign(owner, from, to)?)
 }
 
 fn must_not_exist(target: &Path) -> Result<()> {

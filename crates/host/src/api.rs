@@ -43,7 +43,7 @@ pub enum VmRequest {
     VmProtector {
         name: String,
     },
-    /// Another key protector, from the next start on (`crate::change`).
+    /// A signed protector update, for the next start (`crate::protector_update`).
     VmSetProtector {
         name: String,
         /// The owner's signed change; none takes one back that was not in force yet.

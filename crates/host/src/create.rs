@@ -3,14 +3,15 @@
 use std::path::Path;
 
 use key_protector::Protector;
-use machine::record::{DiskIdentity, SealedRecord};
+use machine::record::SealedRecord;
 use machine::{DiskFormat, DiskSpec, Firmware, NicSpec, VmSpec};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use crate::agent::{Agent, VmLock};
+use crate::agent::Agent;
 use crate::api::CreateVm;
 use crate::image;
+use crate::vm_lock::VmLock;
 use outcome::Events;
 use outcome::{Context, Error, Kind, Next, Result};
 
@@ -82,7 +83,7 @@ impl Agent {
         }
         events.say("key-release", format!("asking for the key of {}", spec.name));
         let rolled = self.keys().roll(protector).await?;
-        let record = record_of(&spec, 1);
+        let record = SealedRecord::new(&spec, 1);
         let slot = dir.fresh_slot(1)?;
         events.say("seal", "making the vTPM and the UEFI variables");
         machine::state::create(&slot, &rolled.egress, &record, &rolled.egress_protector.digest(), &spec.firmware)
@@ -114,20 +115,6 @@ impl Agent {
         vm.dir().remove()?;
         let _ = std::fs::remove_dir_all(self.store().logs(name));
         Ok(())
-    }
-}
-
-/// What of a VM is sealed.
-#[must_use]
-pub fn record_of(spec: &VmSpec, generation: u64) -> SealedRecord {
-    SealedRecord {
-        version: 1,
-        vm_id: spec.id,
-        policy: spec.policy,
-        console_profile: spec.console_profile,
-        generation,
-        disks: spec.disks.iter().map(|d| DiskIdentity { serial: d.serial.clone(), size: d.size }).collect(),
-        nics: spec.nics.iter().map(|n| n.mac.clone()).collect(),
     }
 }
 

@@ -27,8 +27,8 @@ use time::format_description::well_known::Rfc3339;
 use uuid::Uuid;
 use zeroize::Zeroizing;
 
-use crate::keys::HostProof;
-use crate::store::VmDir;
+use crate::guarded::HostProof;
+use crate::vm_dir::VmDir;
 use durable::{read_json, write_json};
 use outcome::{Context, Error, Kind, Result};
 

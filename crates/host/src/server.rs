@@ -1,4 +1,4 @@
-//! The unix socket: who may connect, one request a connection, progress, and consoles as raw streams.
+//! The unix socket: who may connect, one request per connection, progress, and consoles as raw streams.
 
 use std::io;
 use std::os::unix::fs::PermissionsExt;
@@ -15,26 +15,27 @@ use crate::holder::in_the_name_of;
 use outcome::wire::{Events, Line, MAX_REQUEST};
 use outcome::{Context, Error, Kind, Result};
 
-/// What a request comes to.
-pub enum Outcome {
+/// The answer to a request.
+pub enum Reply {
+    /// One JSON value, which ends the call.
     Value(Value),
-    /// The connection becomes this stream's.
+    /// The connection carries this stream's bytes from here on.
     Stream(UnixStream),
 }
 
-/// Who answers requests.
-pub trait Service: Send + Sync + 'static {
+/// Answers the requests that come over the socket.
+pub trait RequestHandler: Send + Sync + 'static {
     /// Answers one request; `line` is untrusted text.
-    fn call(&self, line: &[u8], events: Events) -> impl Future<Output = Result<Outcome>> + Send;
+    fn call(&self, line: &[u8], events: Events) -> impl Future<Output = Result<Reply>> + Send;
 }
 
-/// Serves until `shutdown` resolves, then lets running calls end. `ready` is called once clients can connect.
+/// Serves until `shutdown` resolves, then waits for running calls to end. `ready` is called once clients can connect.
 ///
 /// # Errors
 /// When the socket cannot be made.
-pub async fn serve<S: Service>(
+pub async fn serve<H: RequestHandler>(
     socket: &Path,
-    service: Arc<S>,
+    handler: Arc<H>,
     ready: impl FnOnce(),
     shutdown: impl Future<Output = ()>,
 ) -> Result<()> {
@@ -47,9 +48,9 @@ pub async fn serve<S: Service>(
             () = &mut shutdown => break,
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => {
-                    let service = Arc::clone(&service);
+                    let handler = Arc::clone(&handler);
                     calls.spawn(async move {
-                        if let Err(e) = connection(stream, &*service).await {
+                        if let Err(e) = connection(stream, &*handler).await {
                             tracing::debug!(error = %e, "a client went away");
                         }
                     });
@@ -86,7 +87,7 @@ fn bind(socket: &Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
-async fn connection<S: Service>(mut stream: UnixStream, service: &S) -> io::Result<()> {
+async fn connection<H: RequestHandler>(mut stream: UnixStream, handler: &H) -> io::Result<()> {
     let peer = stream.peer_cred()?;
     let me = rustix::process::geteuid().as_raw();
     if peer.uid() != me && peer.uid() != 0 {
@@ -105,7 +106,7 @@ async fn connection<S: Service>(mut stream: UnixStream, service: &S) -> io::Resu
     }
     let (sender, mut progress) = mpsc::channel(64);
     let caller = caller(&line, peer.uid(), peer.pid());
-    let call = in_the_name_of(caller, service.call(&line, Events::new(sender)));
+    let call = in_the_name_of(caller, handler.call(&line, Events::new(sender)));
     tokio::pin!(call);
     let mut probe = [0u8; 1];
     let mut client_left = false;
@@ -118,7 +119,7 @@ async fn connection<S: Service>(mut stream: UnixStream, service: &S) -> io::Resu
                     client_left = true;
                 }
             }
-            // The client says nothing more; end of file means that it left. The work is told, and ends at
+            // The client sends nothing more; end of file means that it left. The work is then cancelled, and ends at
             // its next safe point rather than in the middle of a step.
             read = stream.read(&mut probe), if !client_left => {
                 if !matches!(read, Ok(n) if n > 0) {
@@ -132,8 +133,8 @@ async fn connection<S: Service>(mut stream: UnixStream, service: &S) -> io::Resu
         send(&mut stream, &Line::Progress(report)).await?;
     }
     match outcome {
-        Ok(Outcome::Value(value)) => send(&mut stream, &Line::Result(value)).await,
-        Ok(Outcome::Stream(mut other)) => {
+        Ok(Reply::Value(value)) => send(&mut stream, &Line::Result(value)).await,
+        Ok(Reply::Stream(mut other)) => {
             send(&mut stream, &Line::Stream).await?;
             tokio::io::copy_bidirectional(&mut stream, &mut other).await.map(drop)
         }
@@ -141,13 +142,13 @@ async fn connection<S: Service>(mut stream: UnixStream, service: &S) -> io::Resu
     }
 }
 
-/// What is asked and by whom, for whoever wants the same VM meanwhile.
+/// What is asked and by whom, for other commands that want the same VM meanwhile.
 fn caller(line: &[u8], uid: u32, pid: Option<i32>) -> String {
     #[derive(serde::Deserialize)]
     struct Named {
         op: String,
     }
-    // What it is not, the service says.
+    // Anything else is refused by the handler.
     let op = serde_json::from_slice::<Named>(line).map_or_else(|_| "a request".into(), |named| named.op);
     let process = pid.map(|pid| format!(" (process {pid})")).unwrap_or_default();
     format!("{} by user {uid}{process}", op.chars().take(40).collect::<String>())

@@ -1,18 +1,18 @@
-//! VM requests, dispatched.
+//! Dispatches requests about VMs.
 
 use serde_json::{Value, json};
 
 use crate::agent::Agent;
 use crate::api::VmRequest;
-use crate::server::Outcome;
+use crate::server::Reply;
 use outcome::Events;
 use outcome::{Context, Kind, Result};
 
-/// Answers one VM request.
+/// Answers one request about VMs.
 ///
 /// # Errors
-/// Whatever the operation answers.
-pub async fn vm_request(agent: &Agent, request: VmRequest, events: &Events) -> Result<Outcome> {
+/// Those of the operation.
+pub async fn vm_request(agent: &Agent, request: VmRequest, events: &Events) -> Result<Reply> {
     let value = match request {
         VmRequest::AgentInfo => to_value(&agent.info())?,
         VmRequest::VmCreate(create) => {
@@ -41,8 +41,8 @@ pub async fn vm_request(agent: &Agent, request: VmRequest, events: &Events) -> R
             agent.delete(&name).await?;
             json!({ "deleted": name })
         }
-        VmRequest::VmConsole { name } => return Ok(Outcome::Stream(agent.console(&name).await?)),
-        VmRequest::VmSession { name } => return Ok(Outcome::Stream(agent.session(&name).await?)),
+        VmRequest::VmConsole { name } => return Ok(Reply::Stream(agent.console(&name).await?)),
+        VmRequest::VmSession { name } => return Ok(Reply::Stream(agent.session(&name).await?)),
         VmRequest::VmProtector { name } => {
             let dir = agent.store().vm(&name)?;
             let protector = dir.parsed_protector(dir.current()?)?;
@@ -67,13 +67,15 @@ pub async fn vm_request(agent: &Agent, request: VmRequest, events: &Events) -> R
             status(agent, &name)?
         }
     };
-    Ok(Outcome::Value(value))
+    Ok(Reply::Value(value))
 }
 
 fn status(agent: &Agent, name: &str) -> Result<Value> {
     to_value(&agent.status(&agent.store().vm(name)?)?)
 }
 
+/// A value as JSON.
+///
 /// # Errors
 /// `Internal` when a value cannot be written as JSON.
 pub fn to_value<T: serde::Serialize>(value: &T) -> Result<Value> {

@@ -2,7 +2,7 @@
 
 use std::{fs, io};
 
-use host::store::VmDir;
+use host::VmDir;
 use host::{Agent, VmLock};
 use machine::{DiskSpec, VmSpec};
 use outcome::Events;

@@ -7,8 +7,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use garage::Mode;
+use host::VmDir;
 use host::api::Hold;
-use host::store::VmDir;
 use host::{Agent, VmLock, free_space, image};
 use machine::{DiskFormat, DiskSpec, Policy, VmSpec};
 use outcome::Events;

@@ -2,10 +2,9 @@
 //! everything temporary destroyed.
 
 use host::api::Hold;
-use host::{Agent, VmLock, check_record};
+use host::{Agent, Unsealed, VmFiles, VmLock};
 use key_protector::{Guardian, Role, Wrapping};
-use machine::Policy;
-use machine::record::SealedRecord;
+use machine::{Policy, VmSpec};
 use outcome::Events;
 use outcome::{Context, Error, Kind, Result};
 use time::OffsetDateTime;
@@ -48,7 +47,7 @@ pub(crate) async fn run(agent: &Agent, vm: Option<&str>, stop: bool, events: &Ev
                 Error::new(Kind::WrongState, "the recovery guardian is gone").remedy("drydock recovery abort")
             })?;
             if !journal.done(Step::PolicyRaised) {
-                raise(agent, &mut lock, &journal, &guardian, events).await?;
+                raise(&lock, &journal, &guardian, events).await?;
                 journal.mark(Step::PolicyRaised)?;
             }
             hand_back(&lock, &journal, &guardian, events).await?;
@@ -81,51 +80,39 @@ fn find(agent: &Agent, vm: Option<&str>) -> Result<Journal> {
     }
 }
 
-async fn raise(
-    agent: &Agent,
-    lock: &mut VmLock,
-    journal: &Journal,
-    guardian: &Guardian,
-    events: &Events,
-) -> Result<()> {
-    let dir = lock.dir().clone();
+async fn raise(lock: &VmLock, journal: &Journal, guardian: &Guardian, events: &Events) -> Result<()> {
+    let dir = lock.dir();
     let ingress = ingress_protector(journal)?;
-    let current = dir.current()?;
-    let protector = dir.protector(current)?;
+    let files = VmFiles::read(dir)?;
+    let protector = files.protector()?;
     let fabric_has_it = protector.wrappings().iter().any(|w| w.role() == Role::Fabric);
-    let mut spec = dir.spec()?;
     if !fabric_has_it {
         let recipients: Vec<Wrapping> =
             ingress.wrappings().iter().filter(|w| w.role() != Role::Recovery).cloned().collect();
         let rolled = protector
             .roll(guardian, &recipients, OffsetDateTime::now_utc())
             .context(Kind::KeyRelease, || "the recovery guardian cannot roll the key back to the fabric".into())?;
-        let record = host::open_record(&dir, current, &rolled, &protector)?;
-        spec.policy = record.policy;
-        check_record(&spec, &record, current)?;
+        let unsealed = Unsealed::open_for_policy(&files, &rolled.ingress)?;
         events.say("policy-raised", "sealing the raised policy under a key for the fabric");
-        agent.reseal(&dir, current, &rolled, SealedRecord { policy: Policy::Shielded, ..record }).await?;
+        unsealed.reseal(&rolled.egress, &rolled.egress_protector, Policy::Shielded).await?;
     }
-    spec.policy = Policy::Shielded;
     dir.set_hold(Some(&Hold {
         recovery_id: journal.id(),
         reason: "it is being handed back".into(),
         may_start: false,
     }))?;
-    dir.write_spec(&spec)
+    dir.write_spec(&VmSpec { policy: Policy::Shielded, ..files.spec().clone() })
 }
 
 async fn hand_back(lock: &VmLock, journal: &Journal, guardian: &Guardian, events: &Events) -> Result<()> {
-    let dir = lock.dir();
-    let spec = dir.spec()?;
-    let generation = dir.current()?;
-    let protector = dir.protector(generation)?;
+    let files = VmFiles::read(lock.dir())?;
+    let (spec, generation, protector) = (files.spec(), files.slot(), files.protector()?);
     let device = rg::open_device().await?;
     if device.recovery_id() != journal.id() {
         return Err(Error::new(Kind::BadInput, "the RG disk in this garage is of another recovery")
             .remedy("have the fabric admin attach the right one"));
     }
-    let bundle = rg::pack(&dir.slot(generation))?;
+    let bundle = rg::pack(&files.dir().slot(generation))?;
     let mut disks = Vec::new();
     for (index, disk) in spec.disks.iter().enumerate() {
         let sha256 = device.close_disk(index, format!("computing the digest of disk {index}"), events).await?;
@@ -142,5 +129,5 @@ async fn hand_back(lock: &VmLock, journal: &Journal, guardian: &Guardian, events
     };
     let document = documents::write_receipt(&receipt, guardian)?;
     events.say("hand-back", "writing state and receipt onto the RG disk");
-    device.hand_back(&protector, generation, bundle, &receipt, document).await
+    device.hand_back(protector, generation, bundle, &receipt, document).await
 }

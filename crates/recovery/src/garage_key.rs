@@ -10,7 +10,7 @@ use std::process::Stdio;
 
 use attestation::HostPublicKey;
 use garage::Digest;
-use host::store::Store;
+use host::Store;
 use outcome::{Context, Error, Kind, Next, Result};
 use tokio::process::Command;
 

@@ -2,12 +2,11 @@
 
 use std::fs;
 
+use host::VmDir;
 use host::api::Hold;
-use host::keys::{KeySource, LocalGuardians};
-use host::store::VmDir;
-use host::{Agent, VmLock, check_record};
+use host::{Agent, Unsealed, VmFiles, VmLock};
+use host::{KeySource, LocalGuardians};
 use key_protector::{Guardian, GuardianKeys, Protector, Role, Wrapping};
-use machine::record::SealedRecord;
 use machine::{DiskFormat, NicSpec, Policy, VmSpec};
 use outcome::Events;
 use outcome::{Context, Error, Kind, Next, Result};
@@ -200,7 +199,7 @@ async fn take_grant(
     events: &Events,
 ) -> Result<Imported> {
     let (grant, signer) = documents::read_grant(what, document)?;
-    let mut lock = agent.lock(&grant.vm_name).map_err(|e| {
+    let lock = agent.lock(&grant.vm_name).map_err(|e| {
         if e.kind == Kind::NotFound {
             Error::new(Kind::BadInput, format!("{what} is for '{}', which is not imported here", grant.vm_name))
                 .remedy("run `drydock recovery import` first, or bring the grant that answers its request")
@@ -220,7 +219,7 @@ async fn take_grant(
     }
     check_grant(what, &grant, &journal, &ingress, &guardian, lock.dir().spec()?.id)?;
     if !journal.done(Step::PolicyLowered) {
-        lower(agent, &mut lock, &mut journal, what, &grant, &ingress, &guardian, events).await?;
+        lower(&lock, &mut journal, what, &grant, &ingress, &guardian, events).await?;
     }
     Ok(Imported {
         vm: grant.vm_name,
@@ -277,8 +276,7 @@ fn check_grant(
 /// the lowered policy is sealed under that key and no other.
 #[allow(clippy::too_many_arguments)] // one operation, called once; a struct would only rename the list
 async fn lower(
-    agent: &Agent,
-    lock: &mut VmLock,
+    lock: &VmLock,
     journal: &mut Journal,
     what: &str,
     grant: &RecoveryGrant,
@@ -304,20 +302,16 @@ async fn lower(
         .or_next(|| "make a new request with `drydock recovery import` and have that one granted".into())?;
     journal.mark(Step::Granted)?;
 
-    let dir = lock.dir().clone();
-    let current = dir.current()?;
-    let mut spec = dir.spec()?;
-    let protector = dir.protector(current)?;
-    if protector.digest() == ingress.digest() {
-        let record = host::open_record(&dir, current, &rolled, &protector)?;
-        check_record(&spec, &record, current)?;
+    let dir = lock.dir();
+    let files = VmFiles::read(dir)?;
+    if files.protector()?.digest() == ingress.digest() {
+        let unsealed = Unsealed::open(&files, &rolled.ingress)?;
         events.say("policy-lowered", "sealing the lowered policy under garage keys");
-        let lowered = SealedRecord { policy: Policy::EncryptionSupported, ..record };
-        agent.reseal(&dir, current, &rolled, lowered).await?;
+        unsealed.reseal(&rolled.egress, &rolled.egress_protector, Policy::EncryptionSupported).await?;
         // The copy under the fabric's key goes at once: nothing here but the garage's own key opens the VM.
-        let _ = fs::remove_dir_all(dir.slot(current));
+        let _ = fs::remove_dir_all(dir.slot(files.slot()));
     }
-    spec.policy = Policy::EncryptionSupported;
+    let spec = VmSpec { policy: Policy::EncryptionSupported, ..files.spec().clone() };
     dir.write_spec(&spec)?;
     dir.set_hold(Some(&Hold {
         recovery_id: journal.id(),

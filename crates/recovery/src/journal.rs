@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 
 use durable::{parse_json, read_json, write_json};
 use garage::Mode;
-use host::store::Store;
+use host::Store;
 use outcome::{Context, Error, Kind, Result};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;

@@ -16,8 +16,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use garage::Mode;
+use host::VmDir;
 use host::api::Hold;
-use host::store::VmDir;
 use host::{Agent, VmLock};
 use key_protector::{Protector, Role};
 use machine::{Backing, DiskFormat, DiskSpec, Policy, VmSpec};

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use garage::Mode;
 use host::Agent;
-use host::server::{Outcome, Service};
+use host::server::{Reply, RequestHandler};
 use host::service::{to_value, vm_request};
 use outcome::Events;
 use outcome::{Error, Kind, Result};
@@ -48,8 +48,8 @@ impl AgentService {
     }
 }
 
-impl Service for AgentService {
-    async fn call(&self, line: &[u8], events: Events) -> Result<Outcome> {
+impl RequestHandler for AgentService {
+    async fn call(&self, line: &[u8], events: Events) -> Result<Reply> {
         let request = Request::read(line)?;
         let agent = &*self.agent;
         let value = match request {
@@ -95,6 +95,6 @@ impl Service for AgentService {
                 RecoveryRequest::RecoveryStatus { vm } => to_value(&status::report(agent.store(), vm.as_deref())?)?,
             },
         };
-        Ok(Outcome::Value(value))
+        Ok(Reply::Value(value))
     }
 }

@@ -1,6 +1,6 @@
 //! Where a recovery stands and what comes next, in one sentence.
 
-use host::store::Store;
+use host::Store;
 use outcome::Result;
 
 use crate::api::StatusReport;

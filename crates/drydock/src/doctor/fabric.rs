@@ -1,7 +1,7 @@
 //! The Host Guardian Service: each node, its certificates, both clocks, and an attestation.
 
-use host::keys::Guarded;
-use host::store::Store;
+use host::Guarded;
+use host::Store;
 use key_protector::GuardianPublic;
 use outcome::{Error, Result};
 use time::{Duration, OffsetDateTime};

@@ -279,8 +279,8 @@ mod tests {
     use key_protector::TransportKey;
     use tokio::net::TcpListener;
 
-    use super::super::LABEL;
     use super::*;
+    use crate::vm_lock::MIGRATION_LABEL as LABEL;
 
     const MIGRATION: Uuid = Uuid::from_u128(7);
 

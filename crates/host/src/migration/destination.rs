@@ -19,10 +19,12 @@ use uuid::Uuid;
 use super::channel::{self, Channel, unexpected};
 use super::messages::{Hello, Message, Purpose};
 use super::offer::{self, Offer};
-use crate::agent::{Agent, Live, VmLock, not_started};
+use crate::agent::Agent;
 use crate::holder::in_the_name_of;
 use crate::image;
-use crate::store::{Arrival, VmDir};
+use crate::start::not_started;
+use crate::vm_dir::{Arrival, VmDir};
+use crate::vm_lock::{Live, VmLock};
 use outcome::{Context, Error, Kind, Next, Result};
 
 /// Connections at a time; one VM with all its disks needs at most 66.

@@ -23,6 +23,3 @@ mod source;
 
 pub use destination::Destination;
 pub use messages::respell;
-
-/// HKDF label of the key that both ends prove to have.
-pub(crate) const LABEL: &str = "drydock/migration/v1";

@@ -9,9 +9,9 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::LABEL;
-use crate::agent::check_record;
-use crate::store::VmDir;
+use crate::seal::check_record;
+use crate::vm_dir::VmDir;
+use crate::vm_lock::MIGRATION_LABEL;
 use outcome::{Context, Error, Kind, Next, Result};
 
 pub(super) const VERSION: u32 = 1;
@@ -130,7 +130,7 @@ impl Offer {
                 "the sealed record that was offered does not belong to its key protector".into()
             })?;
         check_record(spec, &record, self.generation)?;
-        Ok((record, rolled.ingress.derive(LABEL)))
+        Ok((record, rolled.ingress.derive(MIGRATION_LABEL)))
     }
 }
 

@@ -12,8 +12,9 @@ use uuid::Uuid;
 use super::channel::{Channel, SHORT, unexpected};
 use super::messages::{Hello, Message, Purpose};
 use super::offer::{self, Offer, Shape};
-use crate::agent::{Agent, Live, VmLock};
+use crate::agent::Agent;
 use crate::api::HandedOver;
+use crate::vm_lock::{Live, VmLock};
 use outcome::Events;
 use outcome::{Context, Error, Kind, Result};
 
@@ -146,7 +147,7 @@ fn refuse_what_stays(agent: &Agent, vm: &mut VmLock) -> Result<()> {
     if let Some(hold) = vm.dir().hold()? {
         return Err(refuse(hold.reason).remedy(format!("drydock recovery status {name}")));
     }
-    if vm.dir().change()?.is_some() {
+    if vm.dir().protector_update()?.is_some() {
         return Err(refuse(
             "a change of its key protector waits for its next start, and would be void after the move".into(),
         )

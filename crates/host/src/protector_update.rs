@@ -1,8 +1,9 @@
-//! Another key protector for a VM that exists: its owner granted it to one more guardian, or revoked one.
+//! The signed protector update: another key protector for an existing VM, because its owner granted access to one more
+//! guardian or revoked it.
 //!
 //! A protector alone does not say which VM it is for, or that it is newer than another. So the owner signs the step:
-//! from the protector that is in force, by its digest, to the new one. The VM takes it at its next start, when its state
-//! is sealed again anyway; after that the step leads from a protector that is not in force any more, and is void.
+//! from the active protector, by its digest, to the new one. The VM takes it at its next start, when its state is sealed
+//! again anyway; after that the step leads from a protector that is no longer active, and is void.
 
 use key_protector::{Guardian, Protector, signed};
 use serde::{Deserialize, Serialize};
@@ -10,20 +11,21 @@ use time::OffsetDateTime;
 
 use outcome::{Context, Error, Kind, Next, Result};
 
+/// Names this kind of document in its signature; documents of earlier releases carry the same.
 const KIND: &str = "drydock/protector-change";
 /// Largest document that is read (bytes); a protector has at most 1 MiB.
-pub const MAX_CHANGE: u64 = 4 << 20;
+pub const MAX_UPDATE: u64 = 4 << 20;
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Payload {
-    /// SHA-256 of the protector in force, in hexadecimal.
+    /// SHA-256 of the active protector, in hexadecimal.
     from: String,
-    /// The new one.
+    /// The new protector.
     to: String,
 }
 
-/// The owner's word that `to` comes after `from`.
+/// Signs, as the owner, that `to` replaces `from`.
 ///
 /// # Errors
 /// `BadInput` when the protectors have another owner.
@@ -34,41 +36,44 @@ pub fn sign(owner: &Guardian, from: &Protector, to: &Protector) -> Result<Vec<u8
     }
     let to = String::from_utf8(to.to_xml()).context(Kind::Internal, || "a protector is not UTF-8".into())?;
     let payload = serde_json::to_vec(&Payload { from: from.digest(), to })
-        .context(Kind::Internal, || "the change cannot be serialised".into())?;
-    signed::sign(KIND, &payload, owner).context(Kind::Internal, || "the change cannot be signed".into())
+        .context(Kind::Internal, || "the update cannot be serialised".into())?;
+    signed::sign(KIND, &payload, owner).context(Kind::Internal, || "the update cannot be signed".into())
 }
 
 /// The protector that the owner of `current` puts in its place.
 ///
 /// # Errors
-/// `BadInput`: another signer or owner, damaged, or for a protector that is not in force.
+/// `BadInput`: another signer or owner, damaged, or for a protector that is not active.
 pub fn verify(document: &[u8], current: &Protector, now: OffsetDateTime) -> Result<Protector> {
     let verified = signed::verify(KIND, document)
-        .context(Kind::BadInput, || "this is not a change of a key protector".into())
+        .context(Kind::BadInput, || "this is not a signed protector update".into())
         .or_next(|| "bring what `drydock protector grant` or `revoke` wrote with --change".into())?;
     let owner = current.owner().signing_certificate();
-    verified.signer.check_valid_at(now).context(Kind::BadInput, || "the change's signer is not valid now".into())?;
+    verified
+        .signer
+        .check_valid_at(now)
+        .context(Kind::BadInput, || "the signer of the update is not valid now".into())?;
     if verified.signer != *owner {
         return Err(Error::new(
             Kind::BadInput,
-            format!("the change is not signed by the VM's owner, '{}'", owner.common_name()),
+            format!("the update is not signed by the VM's owner, '{}'", owner.common_name()),
         )
         .remedy("have it made with the owner guardian: drydock protector grant … --owner NAME --change FILE"));
     }
     let payload: Payload = serde_json::from_slice(&verified.payload)
-        .context(Kind::BadInput, || "the change has other fields than a change has".into())?;
+        .context(Kind::BadInput, || "the update does not have the fields of a protector update".into())?;
     if payload.from != current.digest() {
-        return Err(Error::new(Kind::BadInput, "the change leads from another key protector than the one in force")
+        return Err(Error::new(Kind::BadInput, "the update replaces another key protector than the active one")
             .remedy(
-                "each start makes a new one: get it with `drydock vm protector NAME` and have the change made for that",
+                "each start makes a new one: get it with `drydock vm protector NAME`, and have the update made for that one",
             ));
     }
     let to = Protector::parse(payload.to.as_bytes())
-        .context(Kind::BadInput, || "the change's field 'to' is not a key protector".into())?;
-    to.verify(now).context(Kind::BadInput, || "the change's key protector does not verify".into())?;
+        .context(Kind::BadInput, || "the field 'to' of the update is not a key protector".into())?;
+    to.verify(now).context(Kind::BadInput, || "the key protector in the update does not verify".into())?;
     if to.owner().signing_certificate() != owner {
-        return Err(Error::new(Kind::BadInput, "the change's key protector has another owner")
-            .remedy("a VM never changes its owner; have the change made of the protector in force"));
+        return Err(Error::new(Kind::BadInput, "the key protector in the update has another owner")
+            .remedy("a VM never changes its owner; have the update made from the active protector"));
     }
     Ok(to)
 }
@@ -86,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_owners_step_from_the_protector_in_force_is_taken() {
+    fn only_the_owners_step_from_the_active_protector_is_taken() {
         let now = OffsetDateTime::now_utc();
         let (owner, fabric) = (guardian("tenant", Role::Owner), guardian("fabric", Role::Fabric));
         let (twin, second) = (guardian("tenant", Role::Owner), guardian("second", Role::Fabric));
@@ -97,7 +102,7 @@ mod tests {
         assert_eq!(verify(&good, &current, now).unwrap().digest(), granted.digest());
 
         // For another VM, or the same one a start later.
-        assert!(verify(&good, &other, now).unwrap_err().message.contains("in force"));
+        assert!(verify(&good, &other, now).unwrap_err().message.contains("than the active one"));
         // Somebody with the owner's name, and a guardian that may open it.
         let (foreign, _) = Protector::new(&twin, &[second.public().clone()], now).unwrap();
         let forge = |by: &Guardian, from: &str, to: &Protector| {
