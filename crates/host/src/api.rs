@@ -11,108 +11,153 @@ use serde::{Deserialize, Serialize};
 pub enum VmRequest {
     /// What the agent is: mode, version, accelerator, HGS.
     AgentInfo,
+    /// Creates a VM.
     VmCreate(CreateVm),
+    /// Gets the VM's key and starts it.
     VmStart {
+        /// The VM.
         name: String,
     },
+    /// Ends a VM.
     VmStop {
+        /// The VM.
         name: String,
         /// Cut the power instead of asking the guest.
         force: bool,
     },
+    /// All VMs; answered with a list of [`VmStatus`].
     VmList,
+    /// One VM; answered with a [`VmStatus`].
     VmShow {
+        /// The VM.
         name: String,
     },
     /// What a running VM exposes; answered with a [`machine::proof::Proof`].
     VmProof {
+        /// The VM.
         name: String,
     },
+    /// Deletes a VM that is off, with its disks.
     VmDelete {
+        /// The VM.
         name: String,
     },
     /// The connection becomes the VM's serial console, if its policy has one.
     VmConsole {
+        /// The VM.
         name: String,
     },
-    /// The connection becomes a session with the guest, if its console profile has them; the one before ends.
+    /// The connection becomes a session with the guest, if its console profile has them; an earlier session ends.
     VmSession {
+        /// The VM.
         name: String,
     },
-    /// The key protector in force, for the VM's owner.
+    /// The active key protector, for the VM's owner.
     VmProtector {
+        /// The VM.
         name: String,
     },
     /// A signed protector update, for the next start (`crate::protector_update`).
     VmSetProtector {
+        /// The VM.
         name: String,
-        /// The owner's signed change; none takes one back that was not in force yet.
+        /// The owner's signed update; none discards one that has not taken effect yet.
         change: Option<String>,
     },
     /// Moves a running VM to the agent that takes migrations at `to`, `HOST:PORT`.
     VmMigrate {
+        /// The VM.
         name: String,
+        /// `HOST:PORT`.
         to: String,
     },
-    /// The VM did not get to where it was handed over, and never will: it is this host's again.
+    /// The VM did not arrive where it was handed over, and never will: this host owns it again.
     VmTakeBack {
+        /// The VM.
         name: String,
     },
-    /// Changes the security policy; possible in local mode only, by who holds a guardian's key there.
+    /// Changes the security policy; possible in local mode only, where a guardian's private key is.
     VmSetPolicy {
+        /// The VM.
         name: String,
+        /// The new policy.
         policy: Policy,
     },
 }
 
+/// A VM to create.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CreateVm {
+    /// The new VM's name; see [`outcome::check_name`].
     pub name: String,
+    /// MiB.
     pub memory_mib: u32,
+    /// Virtual processors.
     pub vcpus: u32,
     /// Disk images to copy into the store (qcow2, raw or VHDX; the first one boots).
     pub disks: Vec<PathBuf>,
+    /// The bridge that its network card is attached to.
     pub switch: String,
+    /// The card's MAC address; derived from the VM's id by default.
     #[serde(default)]
     pub mac: Option<String>,
+    /// Whether the guest can run virtual machines of its own: a repair garage must.
     pub nested: bool,
+    /// The security policy that is sealed.
     pub policy: Policy,
+    /// What reaches the VM out of band.
     #[serde(default, skip_serializing_if = "ConsoleProfile::is_default")]
     pub console_profile: ConsoleProfile,
     /// The key protector, an MS-KPS `Protector` document.
     pub protector: String,
 }
 
+/// Whether a VM runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum PowerState {
+    /// It does not run.
     Off,
     /// An operation holds it: starting, stopping, being exported.
     Busy,
+    /// It runs under this agent.
     Running,
     /// A QEMU of an earlier agent still runs; only `vm stop --force` reaches it.
     Orphaned,
 }
 
+/// What the agent knows of a VM.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct VmStatus {
+    /// Its name on this host.
     pub name: String,
+    /// Its identity, wherever it is.
     pub id: uuid::Uuid,
+    /// Whether it runs.
     pub state: PowerState,
+    /// The security policy, as `vm.json` says.
     pub policy: Policy,
+    /// What reaches it out of band, as `vm.json` says.
     #[serde(default)]
     pub console_profile: ConsoleProfile,
+    /// MiB.
     pub memory_mib: u32,
+    /// Virtual processors.
     pub vcpus: u32,
+    /// Whether the guest can run virtual machines of its own.
     pub nested: bool,
+    /// The bridge of each network card.
     pub switch: Vec<String>,
+    /// The MAC address of each network card, in the same order.
     pub mac: Vec<String>,
+    /// The path of each disk's image.
     pub disks: Vec<String>,
     /// The sealed state's generation: it grows by one with every start.
     pub generation: u64,
-    /// Who owns the VM: name and certificate fingerprint.
+    /// The VM's owner: the name in the signing certificate.
     pub owner: String,
+    /// SHA-256 of that certificate, 64 hexadecimal digits.
     pub owner_fingerprint: String,
     /// Set while a recovery holds the VM.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -123,14 +168,16 @@ pub struct VmStatus {
     /// Set where the fabric and the owner let the VM start without the Host Guardian Service.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub offline: Option<OfflineStatus>,
+    /// QEMU's process, while it runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pid: Option<u32>,
 }
 
-/// Where a VM went that may run there: it must not be started here.
+/// Where a VM was handed over and may run: it must not be started here.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct HandedOver {
+    /// The attempt to migrate it.
     pub migration: uuid::Uuid,
     /// `HOST:PORT` of the agent there.
     pub to: String,
@@ -145,10 +192,11 @@ pub struct OfflineStatus {
     pub started: bool,
 }
 
-/// Why a VM must not be started, changed or deleted for now.
+/// Why a VM must not be started, changed or deleted at present.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Hold {
+    /// The recovery that holds it.
     pub recovery_id: uuid::Uuid,
     /// One sentence for people, with the next step.
     pub reason: String,
@@ -156,13 +204,18 @@ pub struct Hold {
     pub may_start: bool,
 }
 
+/// What the agent says of itself.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct AgentInfo {
+    /// Drydock's version.
     pub version: String,
     /// `guarded` (keys from an HGS) or `local`.
     pub mode: String,
+    /// `kvm` or `tcg`.
     pub accelerator: String,
+    /// Why that one.
     pub accelerator_reason: String,
+    /// The address of the Host Guardian Service's node that answered last.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hgs: Option<String>,
 }

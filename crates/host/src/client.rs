@@ -1,4 +1,4 @@
-//! The command line's side of the agent's socket. Blocking: a command does one thing.
+//! The command line's side of the agent's socket. It blocks: a command does one thing.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -12,7 +12,7 @@ use outcome::{Context, Error, Kind, Result};
 
 const MAX_LINE: u64 = 16 << 20;
 
-/// Sends one request and waits for its result, handing on progress as it comes.
+/// Sends one request and waits for its result, passing on progress as it arrives.
 ///
 /// # Errors
 /// The agent's error as it sent it, or `Unreachable`.
@@ -23,9 +23,8 @@ pub fn call<Q: Serialize, A: DeserializeOwned>(
 ) -> Result<A> {
     let (line, _) = exchange(socket, request, on_progress)?;
     match line {
-        Line::Result(value) => {
-            serde_json::from_value(value).context(Kind::Internal, || "the agent's answer has another shape".into())
-        }
+        Line::Result(value) => serde_json::from_value(value)
+            .context(Kind::Internal, || "the agent's answer does not have the expected fields".into()),
         Line::Error(error) => Err(error),
         Line::Stream | Line::Progress(_) => Err(Error::new(Kind::Internal, "the agent answered with a stream")),
     }
@@ -73,11 +72,11 @@ fn exchange<Q: Serialize>(
         }
         read.map_err(gone)?;
         if line.is_empty() {
-            return Err(Error::new(Kind::Unreachable, "the agent ended in the middle of the request")
-                .remedy("see its log; run the command again: it goes on where it was"));
+            return Err(Error::new(Kind::Unreachable, "the agent exited in the middle of the request")
+                .remedy("see its log, then run the command again: it resumes where it stopped"));
         }
         let line: Line =
-            serde_json::from_slice(&line).context(Kind::Internal, || "the agent's answer is not understood".into())?;
+            serde_json::from_slice(&line).context(Kind::Internal, || "the agent's answer cannot be parsed".into())?;
         match line {
             Line::Progress(progress) => on_progress(&progress),
             other => return Ok((other, reader)),
@@ -91,7 +90,7 @@ mod tests {
     use super::*;
     use std::os::unix::net::UnixListener;
 
-    /// Whoever is refused is told so, whether the question was sent before the door closed or not.
+    /// A refused client gets the refusal, whether or not it had sent its request by then.
     #[test]
     fn a_refusal_is_heard_by_whoever_could_not_ask() {
         let dir = tempfile::tempdir().unwrap();

@@ -1,5 +1,5 @@
-//! A VM's serial console: drained always, so that the guest never blocks on it; one reader at a time; whoever
-//! connects first sees the last screenful.
+//! A VM's serial console: always drained, so that the guest never blocks on it; one reader at a time; a new reader
+//! first sees the last screenful.
 
 use std::collections::VecDeque;
 use std::io;
@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 const REPLAY: usize = 64 << 10;
-/// How long a reader may leave its buffer full.
+/// How long a reader may leave its buffer full before it is disconnected.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Handle to the task that owns the console's stream.
@@ -32,7 +32,7 @@ impl Console {
         Console { clients }
     }
 
-    /// A new connection to the console; the one before it, if any, ends.
+    /// A new connection to the console; an earlier one ends.
     ///
     /// # Errors
     /// When the VM is gone.
@@ -59,7 +59,7 @@ async fn drain(mut port: UnixStream, mut incoming: mpsc::Receiver<UnixStream>) -
                 replay.extend(bytes);
                 let excess = replay.len().saturating_sub(REPLAY);
                 replay.drain(..excess);
-                // A reader that does not read is let go: the guest must not wait for it.
+                // A reader that does not read is disconnected: the guest must not wait for it.
                 if let Some(stream) = &mut client
                     && !matches!(timeout(PATIENCE, stream.write_all(bytes)).await, Ok(Ok(())))
                 {
@@ -96,7 +96,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_late_reader_sees_what_was_said_and_can_answer() {
+    async fn a_late_reader_sees_earlier_output_and_can_answer() {
         let (mut guest, port) = UnixStream::pair().unwrap();
         let console = Console::spawn(port);
         guest.write_all(b"login: ").await.unwrap();
@@ -110,11 +110,11 @@ mod tests {
         assert_eq!(&typed, b"root\n");
         let mut second = console.attach().await.unwrap();
         second.read_exact(&mut seen).await.unwrap();
-        assert_eq!(first.read(&mut seen).await.unwrap(), 0, "the first reader was let go");
+        assert_eq!(first.read(&mut seen).await.unwrap(), 0, "the first reader was disconnected");
     }
 
     #[tokio::test]
-    async fn a_reader_that_sleeps_is_let_go() {
+    async fn a_reader_that_sleeps_is_disconnected() {
         let (mut guest, port) = UnixStream::pair().unwrap();
         let console = Console::spawn(port);
         let asleep = console.attach().await.unwrap();

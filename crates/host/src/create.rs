@@ -1,4 +1,4 @@
-//! Provisioning a VM, and removing it.
+//! Creating a VM, and deleting it.
 
 use std::path::Path;
 
@@ -16,7 +16,7 @@ use outcome::Events;
 use outcome::{Context, Error, Kind, Next, Result};
 
 impl Agent {
-    /// Makes a VM from images and a key protector. Nothing of it is left when a step fails.
+    /// Creates a VM from images and a key protector. When a step fails, nothing of it is left.
     ///
     /// # Errors
     /// `BadInput`, `WrongState` when the name is taken, `KeyRelease`.
@@ -24,12 +24,12 @@ impl Agent {
         let dir = self.store().vm_dir(&request.name)?;
         let lock = self.lock_dir(dir)?;
         if lock.dir().exists() {
-            return Err(Error::new(Kind::WrongState, format!("there is a VM named '{}' already", request.name))
+            return Err(Error::new(Kind::WrongState, format!("a VM named '{}' already exists", request.name))
                 .remedy("choose another name, or delete it first"));
         }
         let protector = Protector::parse(request.protector.as_bytes())
-            .context(Kind::BadInput, || "the key protector is not one".into())
-            .or_next(|| "name what the VM's owner made with `drydock protector new`".into())?;
+            .context(Kind::BadInput, || "this is not a valid key protector".into())
+            .or_next(|| "name the file that the VM's owner made with `drydock protector new`".into())?;
         protector
             .verify(OffsetDateTime::now_utc())
             .context(Kind::BadInput, || "the key protector does not verify".into())
@@ -38,7 +38,7 @@ impl Agent {
             return Err(Error::new(Kind::BadInput, "a VM needs at least one disk").remedy("--disk IMAGE"));
         }
         machine::tap::check_switch(&request.switch)
-            .context(Kind::NotFound, || format!("'{}' is not a virtual switch of this host", request.switch))
+            .context(Kind::NotFound, || format!("'{}' is not a bridge on this host", request.switch))
             .or_next(|| "name an existing bridge: ip link show type bridge".into())?;
         let made = self.create_in(&lock, request, &protector, events).await;
         if made.is_err() {
@@ -76,7 +76,7 @@ impl Agent {
             });
         }
         spec.validate()
-            .context(Kind::BadInput, || "the VM cannot be made like that".into())
+            .context(Kind::BadInput, || "the VM cannot be created like that".into())
             .or_next(|| "change that and run the command again; drydock vm create --help".into())?;
         for (source, disk) in request.disks.iter().zip(&spec.disks) {
             image::import(source, &disk.path, events).await?;

@@ -1,4 +1,4 @@
-//! Who is working on a VM, so that whoever comes second is told.
+//! Which command is working on a VM, so that the next one can name it.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,22 +10,22 @@ tokio::task_local! {
     static CALLER: String;
 }
 
-/// Runs `work` in the name of a caller, for people: "recovery-export by user 0 (process 4711)".
+/// Runs `work` on behalf of a caller, named for people: "recovery-export by user 0 (process 4711)".
 pub(crate) async fn in_the_name_of<T>(caller: String, work: impl Future<Output = T>) -> T {
     CALLER.scope(caller, work).await
 }
 
-/// Who asked for what this task does.
+/// The caller on whose behalf this task runs.
 pub(crate) fn caller() -> String {
     CALLER.try_with(Clone::clone).unwrap_or_else(|_| "the agent itself".into())
 }
 
-/// The VMs that somebody is working on.
+/// The VMs that a command is working on.
 #[derive(Clone, Default)]
 pub(crate) struct Holders(Arc<Mutex<HashMap<String, String>>>);
 
 impl Holders {
-    /// Notes that this task's caller works on the VM, until the value is dropped.
+    /// Notes that this task's caller is working on the VM, until the value is dropped.
     pub(crate) fn enter(&self, vm: &str) -> Held {
         let caller = caller();
         let now = OffsetDateTime::now_utc();
@@ -43,7 +43,7 @@ impl Holders {
     }
 }
 
-/// Somebody works on a VM as long as this lives.
+/// A command is working on a VM as long as this lives.
 pub(crate) struct Held {
     holders: Holders,
     vm: String,

@@ -11,6 +11,8 @@
 //! VM's own files: what counts is the sealed record, which opens only under the VM's transport key. [`Unsealed`] is
 //! the one place where a record is opened, compared with the files, and sealed again.
 
+#![warn(missing_docs)]
+
 mod agent;
 pub mod api;
 mod channels;

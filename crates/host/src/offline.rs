@@ -1,13 +1,13 @@
 //! Transport keys that a host keeps, so that a VM starts while no Host Guardian Service answers: if the VM's owner
 //! allowed it in the key protector (`MaxOfflineUnwraps`) and the fabric runs the agent with `--offline`.
 //!
-//! At each start with the service the VM's file is made anew, for the key protector then in force. A start without it
-//! counts down before the key is used; the last one leaves no file. What was written before opens no more:
+//! Each start with the service writes the VM's file again, for the key protector that is then active. A start without
+//! it counts down before the key is used; the last one removes the file. Earlier copies of the file no longer open:
 //!
 //! | This host attests by | The file is sealed | An older copy of it |
 //! |---|---|---|
-//! | TPM | by the TPM, for this boot chain and one value of a counter in it | is dead: the counter was stepped |
-//! | host key | under a key derived from the host's | opens, for whoever has the host's key |
+//! | TPM | by the TPM, for this boot chain and one value of a counter in it | does not open: the counter has advanced |
+//! | host key | under a key derived from the host's | opens for anyone who has the host's key |
 
 use std::fs::OpenOptions;
 use std::io::Write;
@@ -50,16 +50,16 @@ const TAG: usize = 16;
 struct Kept {
     version: u32,
     vm_id: Uuid,
-    /// Digest of the only key protector that it is good for.
+    /// Digest of the only key protector that it is valid for.
     protector: String,
-    /// Starts that are left, this file's own among them.
+    /// Starts that are left, including the one that this file is for.
     remaining: u32,
     lock: Lock,
     /// Nonce, ciphertext and tag, in base64.
     key: String,
 }
 
-/// What gives the key that the transport key is encrypted under.
+/// How to obtain the key that the transport key is encrypted under.
 #[derive(Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
 enum Lock {
@@ -67,7 +67,7 @@ enum Lock {
         salt: String,
     },
     Tpm {
-        /// Where the VM's counter has to stand.
+        /// The value that the VM's counter must have.
         at: u64,
         public: String,
         private: String,
@@ -80,8 +80,8 @@ pub(crate) struct Taken {
     pub(crate) remaining: u32,
 }
 
-/// How many starts without the service the protector allows. One that no Host Guardian Service signed allows none:
-/// what comes from a tenant or out of a repair has to be released here first.
+/// How many starts without the service the protector allows. A protector that no Host Guardian Service signed allows
+/// none: one that comes from a tenant or out of a repair must be released here first.
 pub(crate) fn allowed(protector: &Protector) -> u32 {
     match protector.signer().role() {
         Role::Fabric => protector.max_offline_unwraps().min(MAX_OFFLINE_UNWRAPS),
@@ -89,7 +89,7 @@ pub(crate) fn allowed(protector: &Protector) -> u32 {
     }
 }
 
-/// How many are left, as the file says: for showing.
+/// How many are left, according to the file: to show it.
 pub(crate) fn left(dir: &VmDir, protector: &Protector) -> u32 {
     match read(dir) {
         Ok(Some(kept)) if kept.protector == protector.digest() => kept.remaining.min(allowed(protector)),
@@ -113,11 +113,11 @@ pub(crate) fn note(logs: &Path, protector: &Protector, remaining: u32) -> Result
         .context(Kind::Internal, || format!("cannot write {}", path.display()))
 }
 
-/// This host's way to seal.
+/// The way this host seals keys.
 pub(crate) struct OfflineKeys<'a>(pub(crate) &'a HostProof);
 
 impl OfflineKeys<'_> {
-    /// Keeps the key that the VM's state was just sealed under. Returns how often it can be taken.
+    /// Keeps the key that the VM's state was just sealed under. Returns how many starts it is good for.
     ///
     /// # Errors
     /// When it cannot be sealed or written; nothing older opens then either, in TPM mode.
@@ -135,8 +135,8 @@ impl OfflineKeys<'_> {
     /// Takes the key for one start; that start is counted when this returns.
     ///
     /// # Errors
-    /// `KeyRelease` when there is none for this VM and this protector, when the file was altered or is of another host,
-    /// and when it is an older copy that the TPM does not open any more.
+    /// `KeyRelease` when there is none for this VM and this protector, when the file was altered or is another host's,
+    /// and when it is an older copy that the TPM no longer opens.
     pub(crate) async fn take(&self, dir: &VmDir, vm: Uuid, protector: &Protector) -> Result<Taken> {
         let name = dir.name();
         let no = |why: String| Err(Error::new(Kind::KeyRelease, why));
@@ -149,7 +149,7 @@ impl OfflineKeys<'_> {
             return no(format!("{name} has no start without it left; after each start with it there are {allowed}"));
         };
         if kept.version != VERSION || kept.vm_id != vm || kept.protector != protector.digest() {
-            return no(format!("{} is of another VM, or of another time of {name}", file.display()));
+            return no(format!("{} belongs to another VM, or to an earlier state of {name}", file.display()));
         }
         let Some(remaining) = kept.remaining.checked_sub(1) else {
             return no(format!("{} allows no start", file.display()));
@@ -169,7 +169,7 @@ impl OfflineKeys<'_> {
         if let HostProof::Tpm(tpm) = self.0
             && step(tpm, vm).await? != next
         {
-            return no(format!("the TPM's counter of {name} was stepped by something else"));
+            return no(format!("something else advanced the TPM's counter of {name}"));
         }
         Ok(Taken { key, remaining })
     }
@@ -177,17 +177,18 @@ impl OfflineKeys<'_> {
     /// Forgets the key. In TPM mode no copy of the file opens after that.
     ///
     /// # Errors
-    /// When the file cannot be removed, or the TPM does not let the counter go.
+    /// When the file cannot be removed, or the TPM does not delete the counter.
     pub(crate) async fn forget(&self, dir: &VmDir, vm: Uuid) -> Result<()> {
         destroy(dir)?;
         let HostProof::Tpm(tpm) = self.0 else { return Ok(()) };
         tpm.retire(Counter::of(vm))
             .await
             .context(Kind::Internal, || format!("cannot make the TPM forget {}", dir.name()))
-            .map_err(|error| error.remedy("see that the agent may use /dev/tpmrm0, and run the command again"))
+            .map_err(|error| error.remedy("make sure that the agent may use /dev/tpmrm0, then run the command again"))
     }
 
-    /// A crash came between a countdown's file and its step: only with the step does the file open.
+    /// Completes a countdown that a crash interrupted between writing the file and advancing the counter: the file opens
+    /// only after the advance.
     async fn finish_step(&self, vm: Uuid, kept: &Kept) -> Result<()> {
         let (HostProof::Tpm(tpm), Lock::Tpm { at, .. }) = (self.0, &kept.lock) else { return Ok(()) };
         let stands = tpm.counter(Counter::of(vm)).await.map_err(tpm_error)?;
@@ -197,7 +198,7 @@ impl OfflineKeys<'_> {
         Ok(())
     }
 
-    /// `at` is where the VM's counter has to stand when it is opened; without a TPM it means nothing.
+    /// `at` is the value that the VM's counter must have when the key is opened; without a TPM it has no meaning.
     async fn seal(&self, vm: Uuid, protector: String, remaining: u32, key: &TransportKey, at: u64) -> Result<Kept> {
         let failed = |_| Error::new(Kind::Internal, "the cryptographic provider failed to seal a key");
         let mut wrapping = Zeroizing::new([0; 32]);
@@ -268,15 +269,18 @@ async fn step(tpm: &HostTpm, vm: Uuid) -> Result<u64> {
 }
 
 fn tpm_error(error: TpmError) -> Error {
-    Error::new(Kind::KeyRelease, "this host's TPM does not do its part: another boot, an older copy, or no room in it")
-        .caused_by(&error)
+    Error::new(
+        Kind::KeyRelease,
+        "this host's TPM does not cooperate: a different boot chain, an older copy, or no space left in it",
+    )
+    .caused_by(&error)
 }
 
 fn aead(wrapping: &[u8; 32]) -> std::result::Result<LessSafeKey, aws_lc_rs::error::Unspecified> {
     UnboundKey::new(&AES_256_GCM, wrapping).map(LessSafeKey::new)
 }
 
-/// Only the digest's length is open, and it stands at the end.
+/// Only the digest has a variable length, and it comes last.
 fn aad(vm: Uuid, protector: &str, remaining: u32) -> Vec<u8> {
     [AAD, vm.as_bytes(), &remaining.to_be_bytes(), protector.as_bytes()].concat()
 }

@@ -1,5 +1,5 @@
-//! A session's bytes, carried between whoever asked for it and the VM. Nothing is kept: a side that does not read makes
-//! the other one wait, in the guest the service that writes and nobody else.
+//! A session's bytes, carried between its client and the VM. Nothing is buffered for long: a side that does not read
+//! makes the other one wait; in the guest that is the service that writes, and nothing else.
 
 use std::io;
 
@@ -9,7 +9,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::net::unix::{ReadHalf, WriteHalf};
 
-/// Carries the bytes of a session that was just opened; the other end of what is returned is the guest.
+/// Carries the bytes of a session that was just opened. Returns the client's end.
 ///
 /// # Errors
 /// When no socket can be made.
@@ -23,7 +23,7 @@ pub(crate) fn spawn(session: Session, vm: String) -> io::Result<UnixStream> {
     Ok(theirs)
 }
 
-/// Until either side ends it; then both have. Says who did.
+/// Runs until either side ends the session, and returns which one did.
 async fn carry(mut port: UnixStream, mut client: UnixStream, left: impl Future<Output = ()>) -> &'static str {
     let (mut from_guest, mut to_guest) = port.split();
     let (mut from_client, mut to_client) = client.split();
@@ -33,7 +33,7 @@ async fn carry(mut port: UnixStream, mut client: UnixStream, left: impl Future<O
     }
 }
 
-/// What the guest said before it left still arrives.
+/// What the guest sent before it left still arrives.
 async fn to_the_client(
     from: &mut ReadHalf<'_>,
     to: &mut WriteHalf<'_>,
@@ -50,7 +50,7 @@ async fn to_the_client(
             () = &mut left => break,
         }
     }
-    // The kernel is asked: the runtime may not have heard yet that there is something.
+    // Ask the kernel: the runtime may not have noticed yet that there is something to read.
     while let Ok((read @ 1.., _)) = recv(from.as_ref(), &mut buffer[..], RecvFlags::DONTWAIT) {
         to.write_all(&buffer[..read]).await?;
     }

@@ -1,10 +1,10 @@
 //! A connection between two agents: TLS 1.3, and both ends' proof that they hold the VM's transport key.
 //!
-//! The destination's certificate is its own making and says nothing. What tells the ends to each other is
+//! The destination's certificate is self-signed and proves nothing. What authenticates the ends to each other is
 //! HMAC-SHA256, under a key derived from the transport key, over role, migration, purpose and the exporter of this very
-//! connection (RFC 8446, 7.5; RFC 9266 has the reason): somebody who ends TLS in the middle has two connections with two
-//! exporters, and each end's proof is worthless to the other. The destination proves first; a source sends no proof
-//! to whoever has none.
+//! connection (RFC 8446, 7.5; RFC 9266 has the reason): an attacker who terminates TLS in the middle has two connections
+//! with two exporters, and each end's proof is worthless on the other. The destination proves first; the source sends no
+//! proof to a peer that has none.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,22 +28,22 @@ use outcome::{Context, Error, Kind, Next, Result};
 
 const NAME: &str = "drydock-migration";
 const EXPORTER: &[u8] = b"EXPORTER-drydock-migration-v1";
-/// For the connection, TLS, and each message that needs no work at the other end.
+/// Deadline of the connection, the TLS handshake, and each message that needs no work at the other end.
 pub(super) const SHORT: Duration = Duration::from_secs(15);
-/// A peer that says nothing at all for so long is gone.
+/// A peer that sends nothing at all for so long is gone.
 const SILENCE_MS: u32 = 30_000;
 const RELAY_BUFFER: usize = 128 << 10;
 
-/// A connection that nobody can read; who is at the other end is not known before [`Channel::proven`].
+/// An encrypted connection. Who is at the other end is not known before the proofs have been exchanged.
 pub(super) struct Channel {
     tls: TlsStream<TcpStream>,
     exporter: [u8; 32],
 }
 
 impl Channel {
-    /// Connects to a destination and says what for.
+    /// Connects to a destination and states the purpose.
     pub(super) async fn connect(to: &str, hello: &Hello) -> Result<Self> {
-        let unreachable = || format!("no agent takes migrations at {to}");
+        let unreachable = || format!("no agent accepts migrations at {to}");
         let connect = async {
             let tcp = TcpStream::connect(to).await.context(Kind::Unreachable, unreachable)?;
             prepare(&tcp)?;
@@ -63,16 +63,16 @@ impl Channel {
         let accept = async {
             prepare(&tcp)?;
             let tls =
-                acceptor.accept(tcp).await.context(Kind::BadInput, || "somebody does not speak TLS 1.3".into())?;
+                acceptor.accept(tcp).await.context(Kind::BadInput, || "the peer does not speak TLS 1.3".into())?;
             let mut channel = Self::over(tls.into())?;
             let hello = messages::receive_hello(&mut channel.tls).await?;
             Ok((channel, hello))
         };
-        within(SHORT, "somebody's first message", accept).await
+        within(SHORT, "the peer's first message", accept).await
     }
 
     fn over(tls: TlsStream<TcpStream>) -> Result<Self> {
-        let failed = || "this connection cannot be told from others".to_owned();
+        let failed = || "this connection has no exporter that distinguishes it".to_owned();
         let exporter = match &tls {
             TlsStream::Client(stream) => stream.get_ref().1.export_keying_material([0; 32], EXPORTER, None),
             TlsStream::Server(stream) => stream.get_ref().1.export_keying_material([0; 32], EXPORTER, None),
@@ -80,10 +80,10 @@ impl Channel {
         Ok(Channel { tls, exporter: exporter.context(Kind::Internal, failed)? })
     }
 
-    /// The source's side of the proofs. Waits `patience` for the destination's, which may have to ask for its key.
+    /// The source's side of the proofs. Waits `patience` for the destination's, which may first have to ask for its key.
     ///
     /// # Errors
-    /// What the destination says; `Refused` when what it sends proves nothing.
+    /// The destination's refusal; `Refused` when what it sends proves nothing.
     pub(super) async fn prove_as_source(
         &mut self,
         key: &DerivedKey,
@@ -99,7 +99,7 @@ impl Channel {
         self.send(&Message::Proof(self.proof(key, SOURCE, migration, purpose))).await
     }
 
-    /// The destination's side.
+    /// The destination's side of the proofs.
     ///
     /// # Errors
     /// `Refused` when what the source sends proves nothing.
@@ -126,11 +126,11 @@ impl Channel {
     fn verify(&self, key: &DerivedKey, role: u8, migration: Uuid, purpose: Purpose, proof: &[u8; 32]) -> Result<()> {
         hmac::verify(&mac_key(key), &self.statement(role, migration, purpose), proof).map_err(|_| {
             Error::new(Kind::Refused, "the other end of the connection does not hold the VM's key")
-                .remedy("see who answers at that address, and whether somebody is between the two hosts")
+                .remedy("check which machine answers at that address, and whether anything intercepts the connection")
         })
     }
 
-    /// Every part has a fixed length, so no two statements are the same bytes.
+    /// Every part has a fixed length, so no two statements encode to the same bytes.
     fn statement(&self, role: u8, migration: Uuid, purpose: Purpose) -> Vec<u8> {
         let (what, number) = match purpose {
             Purpose::Control => (0u8, 0),
@@ -150,7 +150,7 @@ impl Channel {
         within(patience, "the other host's answer", self.next()).await
     }
 
-    /// The same, however long that takes: a host that is gone is noticed.
+    /// The same without a deadline: a host that is gone is noticed.
     pub(super) async fn next(&mut self) -> Result<Message> {
         match messages::receive(&mut self.tls).await? {
             Message::Refused(error) => Err(error),
@@ -158,7 +158,7 @@ impl Channel {
         }
     }
 
-    /// Passes bytes on, both ways, until both have ended.
+    /// Relays bytes both ways until both directions have ended.
     pub(super) async fn relay(mut self, mut local: UnixStream) {
         let passed = tokio::io::copy_bidirectional_with_sizes(&mut local, &mut self.tls, RELAY_BUFFER, RELAY_BUFFER);
         if let Err(error) = passed.await {
@@ -176,7 +176,7 @@ fn mac_key(key: &DerivedKey) -> hmac::Key {
 
 pub(super) fn unexpected(message: &Message) -> Error {
     tracing::debug!(?message, "out of turn");
-    Error::new(Kind::BadInput, "the other host spoke out of turn")
+    Error::new(Kind::BadInput, "the other host sent a message out of turn")
         .remedy("run the same version of drydock on both hosts")
 }
 
@@ -190,7 +190,7 @@ pub(super) async fn within<T>(
     })
 }
 
-/// A peer that vanished without a word is noticed, whether we wait for it or send to it.
+/// Detects a peer that vanished, whether we wait for it or send to it.
 fn prepare(tcp: &TcpStream) -> Result<()> {
     use rustix::net::sockopt;
     let set = || -> std::io::Result<()> {
@@ -201,10 +201,10 @@ fn prepare(tcp: &TcpStream) -> Result<()> {
         sockopt::set_tcp_user_timeout(tcp, SILENCE_MS)?;
         Ok(())
     };
-    set().context(Kind::Internal, || "cannot set a connection up".into())
+    set().context(Kind::Internal, || "cannot set up a connection".into())
 }
 
-/// A key and a certificate that live as long as the agent, and are on no disk.
+/// A key and a certificate that live as long as the agent and are never on a disk.
 pub(super) fn acceptor() -> Result<TlsAcceptor> {
     let failed = || "cannot make a certificate for migrations".to_owned();
     let key = P256Key::generate().context(Kind::Internal, failed)?;
@@ -226,7 +226,7 @@ fn client() -> Result<Arc<ClientConfig>> {
     let any = AnyCertificate(provider.signature_verification_algorithms);
     let mut config = ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])
-        .context(Kind::Internal, || "cannot set TLS up".into())?
+        .context(Kind::Internal, || "cannot set up TLS".into())?
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(any))
         .with_no_client_auth();
@@ -234,7 +234,7 @@ fn client() -> Result<Arc<ClientConfig>> {
     Ok(Arc::new(config))
 }
 
-/// A certificate is not what a destination is known by: the proof is, and it is bound to the connection.
+/// The certificate does not identify a destination: the proof does, and it is bound to the connection.
 #[derive(Debug)]
 struct AnyCertificate(WebPkiSupportedAlgorithms);
 
@@ -256,7 +256,7 @@ impl ServerCertVerifier for AnyCertificate {
         _: &CertificateDer<'_>,
         _: &DigitallySignedStruct,
     ) -> std::result::Result<HandshakeSignatureValid, rustls::Error> {
-        Err(rustls::Error::General("TLS 1.2 is not spoken".into()))
+        Err(rustls::Error::General("TLS 1.2 is not supported".into()))
     }
 
     fn verify_tls13_signature(
@@ -292,7 +292,7 @@ mod tests {
         Hello::Join { migration: MIGRATION, purpose }
     }
 
-    /// Both ends' verdicts when the source holds one key and the destination another.
+    /// What both ends conclude when the source holds one key and the destination another.
     async fn meet(source: (u8, Purpose), destination: (u8, Purpose)) -> (Result<()>, Result<()>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
@@ -315,12 +315,12 @@ mod tests {
         for destination in [(2, Purpose::Memory), (1, Purpose::Outcome), (1, Purpose::Disk(0))] {
             let (here, there) = meet((1, Purpose::Memory), destination).await;
             assert_eq!(here.unwrap_err().kind, Kind::Refused);
-            // The source said nothing to whoever proved nothing.
+            // The source sent nothing to a peer that proved nothing.
             assert_eq!(there.unwrap_err().kind, Kind::Unreachable);
         }
     }
 
-    /// Somebody answers in the destination's place and passes on what both say, proofs and all.
+    /// An attacker answers in the destination's place and relays everything, proofs included.
     #[tokio::test]
     async fn in_the_middle_nobody_is_believed() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

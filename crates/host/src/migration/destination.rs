@@ -1,4 +1,4 @@
-//! The side that takes a VM.
+//! The side that receives a VM.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -27,26 +27,26 @@ use crate::vm_dir::{Arrival, VmDir};
 use crate::vm_lock::{Live, VmLock};
 use outcome::{Context, Error, Kind, Next, Result};
 
-/// Connections at a time; one VM with all its disks needs at most 66.
+/// Concurrent connections; one VM with all its disks needs at most 66.
 const CONNECTIONS: usize = 160;
-/// VMs that come at the same time.
+/// VMs that may arrive at the same time.
 const ARRIVALS: usize = 4;
-/// Endings that are remembered, for a source that did not hear.
+/// Outcomes that are remembered, for a source that did not receive the answer.
 const REMEMBERED: usize = 64;
-/// The source prepares to give the VM away.
+/// How long the source may take to decide on the hand-over.
 const DECISION: Duration = Duration::from_secs(120);
 
-/// Takes VMs from other hosts' agents.
+/// Receives VMs from other hosts' agents.
 pub struct Destination {
     agent: Arc<Agent>,
     listener: TcpListener,
     acceptor: TlsAcceptor,
-    sessions: Mutex<VecDeque<Arc<Session>>>,
+    calls: Mutex<VecDeque<Arc<IncomingCall>>>,
     arrivals: Semaphore,
 }
 
-/// A migration whose source proved itself.
-struct Session {
+/// A migration whose source has proved that it holds the VM's key.
+struct IncomingCall {
     migration: Uuid,
     key: DerivedKey,
     joining: mpsc::Sender<(Purpose, Channel)>,
@@ -54,7 +54,7 @@ struct Session {
 }
 
 impl Destination {
-    /// Listens, after removing what an earlier agent that was killed had not taken to the end.
+    /// Listens, after removing what an earlier agent that was killed had received only in part.
     ///
     /// # Errors
     /// `Internal` when it cannot listen there.
@@ -66,23 +66,25 @@ impl Destination {
             .await
             .context(Kind::Internal, || format!("cannot listen for migrations on {address}"))
             .or_next(|| "name an address of this host and a free port with --migration-listen".into())?;
-        let sessions = Mutex::default();
+        let calls = Mutex::default();
         Ok(Destination {
             agent,
             listener,
             acceptor: channel::acceptor()?,
-            sessions,
+            calls,
             arrivals: Semaphore::new(ARRIVALS),
         })
     }
 
+    /// The address that it listens on.
+    ///
     /// # Errors
-    /// When the system does not say.
+    /// When the system does not report it.
     pub fn address(&self) -> Result<SocketAddr> {
         self.listener.local_addr().context(Kind::Internal, || "a listener has no address".into())
     }
 
-    /// Takes VMs until the future is dropped, and what is under way with it.
+    /// Receives VMs until the future is dropped, which also ends migrations in progress.
     pub async fn serve(self) {
         let this = Arc::new(self);
         let slots = Arc::new(Semaphore::new(CONNECTIONS));
@@ -121,41 +123,41 @@ impl Destination {
                 taken
             }
             Hello::Join { migration, purpose } => {
-                let session = self.session(migration).ok_or_else(|| {
+                let call = self.call(migration).ok_or_else(|| {
                     Error::new(
                         Kind::NotFound,
-                        format!("a connection for migration {migration}, which is not under way"),
+                        format!("a connection for migration {migration}, which is not in progress"),
                     )
                 })?;
-                channel.prove_as_destination(&session.key, migration, purpose).await?;
-                session.join(purpose, channel).await
+                channel.prove_as_destination(&call.key, migration, purpose).await?;
+                call.join(purpose, channel).await
             }
         }
     }
 
-    fn session(&self, migration: Uuid) -> Option<Arc<Session>> {
-        self.sessions().iter().find(|session| session.migration == migration).cloned()
+    fn call(&self, migration: Uuid) -> Option<Arc<IncomingCall>> {
+        self.calls().iter().find(|call| call.migration == migration).cloned()
     }
 
-    fn sessions(&self) -> std::sync::MutexGuard<'_, VecDeque<Arc<Session>>> {
-        self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
+    fn calls(&self) -> std::sync::MutexGuard<'_, VecDeque<Arc<IncomingCall>>> {
+        self.calls.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn open(&self, session: Session) -> Result<()> {
-        let mut sessions = self.sessions();
-        if sessions.iter().any(|known| known.migration == session.migration) {
+    fn open(&self, call: IncomingCall) -> Result<()> {
+        let mut calls = self.calls();
+        if calls.iter().any(|known| known.migration == call.migration) {
             return Err(Error::new(Kind::BadInput, "this migration was offered before"));
         }
-        if sessions.len() >= REMEMBERED
-            && let Some(at) = sessions.iter().position(|known| known.outcome.borrow().is_some())
+        if calls.len() >= REMEMBERED
+            && let Some(at) = calls.iter().position(|known| known.outcome.borrow().is_some())
         {
-            sessions.remove(at);
+            calls.remove(at);
         }
-        sessions.push_back(Arc::new(session));
+        calls.push_back(Arc::new(call));
         Ok(())
     }
 
-    /// Takes the VM that is offered.
+    /// Receives the VM that is offered.
     async fn take(&self, control: &mut Channel, offer: &Offer) -> Result<()> {
         let name = &offer.vm.name;
         if offer.version != offer::VERSION {
@@ -166,7 +168,7 @@ impl Destination {
             Error::new(Kind::Busy, format!("{ARRIVALS} VMs are arriving already")).remedy("run it again later")
         })?;
         if self.agent.keys().is_local() {
-            return Err(Error::new(Kind::Refused, "an agent in local mode takes no VMs"));
+            return Err(Error::new(Kind::Refused, "an agent in local mode receives no VMs"));
         }
         let vm = self.agent.lock_dir(self.agent.store().vm_dir(name)?)?;
         refuse_known(&self.agent, &vm, offer)?;
@@ -174,43 +176,43 @@ impl Destination {
         let options = self.agent.start_options(name, Policy::Shielded).await?;
         let here = offer::processor(&options.accel)?;
         if here != offer.processor {
-            return Err(Error::new(Kind::WrongState, format!("{name} sees another processor than this host's guests"))
-                .caused_by(&Error::new(Kind::WrongState, format!("there {}; here {here}", offer.processor)))
-                .remedy("migrate between hosts with the same processor, or stop it and move it while it is off"));
+            return Err(Error::new(
+                Kind::WrongState,
+                format!("the processor that {name} sees differs from that of this host's guests"),
+            )
+            .caused_by(&Error::new(Kind::WrongState, format!("there: {}; here: {here}", offer.processor)))
+            .remedy("migrate between hosts with the same processor, or stop it and move it while it is off"));
         }
         let protector = offer.protector()?;
-        // Here the Host Guardian Service decides: it gives a key to a host that attests.
+        // Here the Host Guardian Service decides: it releases a key only to a host that attests.
         let rolled = self.agent.keys().roll(&protector).await?;
         let (record, key) = offer.open(&spec, &protector, &rolled)?;
         control.prove_as_destination(&key, offer.migration, Purpose::Control).await?;
 
         let (joining, joined) = mpsc::channel(1);
         let (ended, outcome) = watch::channel(None);
-        self.open(Session { migration: offer.migration, key, joining, outcome })?;
+        self.open(IncomingCall { migration: offer.migration, key, joining, outcome })?;
         let options = StartOptions { console: record.policy == Policy::EncryptionSupported, ..options };
         let arriving = Arriving { vm, spec, rolled, record, options, generation: offer.generation };
         let taken = arriving.run(&self.agent, control, joined).await;
         ended.send_replace(Some(taken.clone()));
         taken?;
-        // The VM is here; a source that does not hear it asks again.
+        // The VM has arrived; a source that misses the answer asks again.
         control.send(&Message::Running).await
     }
 }
 
-/// What is here already, under this name or another.
+/// Refuses a VM that this host already has, under this name or another.
 fn refuse_known(agent: &Agent, vm: &VmLock, offer: &Offer) -> Result<()> {
     let taken = |name: &str| {
-        Error::new(
-            Kind::WrongState,
-            format!("there is a VM named '{name}' on the destination already, or it is this one"),
-        )
-        .remedy("delete that one, if it is not needed")
+        Error::new(Kind::WrongState, format!("the destination already has a VM named '{name}', or this very VM"))
+            .remedy("delete that one if it is not needed")
     };
     if vm.dir().exists() {
         return Err(taken(vm.dir().name()));
     }
     for dir in agent.store().vms()? {
-        // A damaged one can be no hindrance.
+        // A damaged VM must not get in the way.
         if dir.spec().is_ok_and(|spec| spec.id == offer.vm.id) {
             return Err(taken(dir.name()));
         }
@@ -218,7 +220,7 @@ fn refuse_known(agent: &Agent, vm: &VmLock, offer: &Offer) -> Result<()> {
     Ok(())
 }
 
-impl Session {
+impl IncomingCall {
     async fn join(&self, purpose: Purpose, mut channel: Channel) -> Result<()> {
         if purpose != Purpose::Outcome {
             channel.send(&Message::Ready).await?;
@@ -228,7 +230,7 @@ impl Session {
         let mut outcome = self.outcome.clone();
         let ended = match outcome.wait_for(Option::is_some).await {
             Ok(ended) => ended.clone(),
-            // It was cut off, and what there was of it removed.
+            // It was aborted, and what had arrived was removed.
             Err(_) => Some(Err(Error::new(Kind::Interrupted, "the destination's agent was stopped"))),
         };
         let message = match ended {
@@ -240,14 +242,14 @@ impl Session {
     }
 }
 
-/// A VM that comes. Dropped before it is in force, it leaves nothing.
+/// A VM that is arriving. Dropped before it is complete, it leaves nothing behind.
 struct Arriving {
     vm: VmLock,
     spec: VmSpec,
     rolled: Rolled,
     record: SealedRecord,
     options: StartOptions,
-    /// At the source.
+    /// Number of the active slot at the source.
     generation: u64,
 }
 
@@ -263,7 +265,7 @@ impl Arriving {
         let running = self.prepare().await?;
         let taken = self.complete(&running, control, joined).await;
         if let Err(error) = taken {
-            // Before anybody is told that it does not run.
+            // Before the source is told that it does not run.
             running.kill().await;
             return Err(error);
         }
@@ -274,7 +276,7 @@ impl Arriving {
         Ok(())
     }
 
-    /// Disks and slot, still empty, and QEMU on them.
+    /// Makes the disks and the slot, still empty, and starts QEMU on them.
     async fn prepare(&mut self) -> Result<Running> {
         let dir = self.vm.dir();
         let name = dir.name();
@@ -306,17 +308,17 @@ impl Arriving {
         joined: mpsc::Receiver<(Purpose, Channel)>,
     ) -> Result<()> {
         let dir = self.vm.dir();
-        let folder = tempfile::tempdir().context(Kind::Internal, || "cannot make a folder for a socket".into())?;
+        let folder = tempfile::tempdir().context(Kind::Internal, || "cannot make a directory for a socket".into())?;
         let socket = folder.path().join("nbd");
-        running.receive_disks(&socket).await.context(Kind::Internal, || "QEMU does not take disks".into())?;
+        running.receive_disks(&socket).await.context(Kind::Internal, || "QEMU does not accept disks".into())?;
         control.send(&Message::Ready).await?;
         tokio::select! {
             received = receive(running, &socket, joined) => received?,
-            // A source has nothing to say now, except by going away.
+            // The source has nothing to send now; it can only disconnect.
             said = control.next() => return Err(said.map_or_else(|gone| gone, |message| unexpected(&message))),
         }
         running.stop_serving().await;
-        // All that needs room on the disk comes before the guest goes on.
+        // Everything that needs disk space happens before the guest resumes.
         dir.prepare_spec(&self.spec)?;
         dir.switch_to(self.record.generation, self.record.generation)?;
         self.flush()?;
@@ -327,12 +329,12 @@ impl Arriving {
         }
         running.go_on().await.map_err(|error| not_started(dir.name(), &error))?;
         let slot = dir.slot(self.record.generation);
-        machine::state::settle(&slot).context(Kind::Internal, || format!("{} is not whole", slot.display()))?;
+        machine::state::settle(&slot).context(Kind::Internal, || format!("{} is not complete", slot.display()))?;
         dir.switch_spec()?;
         dir.end_arrival()
     }
 
-    /// What came for the disks is on the disk.
+    /// Flushes what was received for the disks.
     fn flush(&self) -> Result<()> {
         for disk in &self.spec.disks {
             File::open(&disk.path)
@@ -343,7 +345,7 @@ impl Arriving {
     }
 }
 
-/// Until QEMU has the guest's memory, and with it everything.
+/// Runs until QEMU has the guest's memory, which comes last.
 async fn receive(running: &Running, nbd: &Path, mut joined: mpsc::Receiver<(Purpose, Channel)>) -> Result<()> {
     let mut relays = JoinSet::new();
     let failed = || "cannot connect a migration to QEMU".to_owned();
@@ -360,16 +362,16 @@ async fn receive(running: &Running, nbd: &Path, mut joined: mpsc::Receiver<(Purp
                 return running
                     .receive_memory(qemus.into())
                     .await
-                    .context(Kind::Internal, || "QEMU did not take what came".into());
+                    .context(Kind::Internal, || "QEMU did not accept what was received".into());
             }
             Some((Purpose::Control | Purpose::Outcome, _)) | None => {
-                return Err(Error::new(Kind::BadInput, "a connection that is of no use here"));
+                return Err(Error::new(Kind::BadInput, "a connection with a purpose that is not expected here"));
             }
         }
     }
 }
 
-/// Removes what came, unless it stays.
+/// Removes what was received, unless it stays.
 struct Leaving<'a> {
     dir: &'a VmDir,
     logs: &'a Path,
@@ -383,12 +385,12 @@ impl Drop for Leaving<'_> {
         }
         let _ = std::fs::remove_dir_all(self.logs);
         if let Err(error) = self.dir.remove() {
-            tracing::warn!(vm = self.dir.name(), %error, "what came of a VM cannot be removed");
+            tracing::warn!(vm = self.dir.name(), %error, "the partly received VM cannot be removed");
         }
     }
 }
 
-/// What a killed agent had begun to take: its QEMU waits for ever, and its folder is no VM.
+/// Removes what a killed agent had begun to receive: its QEMU waits forever, and its directory is not a VM.
 async fn clear(dir: &VmDir) -> Result<()> {
     let arrival = dir.arrival()?;
     if dir.exists() {

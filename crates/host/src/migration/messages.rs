@@ -1,4 +1,4 @@
-//! What the two agents say to each other: a length of four bytes, big-endian, then that much JSON.
+//! The messages that two agents exchange: a length of four bytes, big-endian, then that much JSON.
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -8,22 +8,22 @@ use uuid::Uuid;
 use super::offer::Offer;
 use outcome::{Context, Error, Kind, Result};
 
-/// An offer carries a key protector of at most 1 MiB and a sealed record of at most 64 KiB.
+/// The most bytes of an offer, which carries a key protector of at most 1 MiB and a sealed record of at most 64 KiB.
 const MAX_OFFER: u32 = 2 << 20;
-/// Anything else.
+/// The most bytes of any other message.
 const MAX_MESSAGE: u32 = 64 << 10;
 
 /// What a connection is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub(super) enum Purpose {
-    /// The conversation itself.
+    /// The messages of the migration itself.
     Control,
     /// NBD, to write a disk.
     Disk(usize),
     /// QEMU's stream.
     Memory,
-    /// To ask once more how it ended.
+    /// To ask again how the migration ended.
     Outcome,
 }
 
@@ -45,13 +45,13 @@ pub(super) enum Hello {
 pub(super) enum Message {
     /// HMAC-SHA256; see [`super::channel`].
     Proof([u8; 32]),
-    /// The destination waits for disks and memory, or for this one.
+    /// The destination is ready for the disks and the memory, or for the one that this connection is for.
     Ready,
     /// The destination has everything; its guest is paused.
     Loaded,
-    /// The source's guest will not go on.
+    /// The source's guest will not resume.
     Run,
-    /// The destination's guest went on, and the VM is in force there.
+    /// The destination's guest resumed, and the VM is complete there.
     Running,
     /// The destination's guest does not run and never will.
     Refused(Error),
@@ -69,7 +69,7 @@ pub(super) async fn send<T: Serialize>(to: &mut (impl AsyncWrite + Unpin), messa
         to.write_all(&frame).await?;
         to.flush().await
     };
-    sent.await.context(Kind::Unreachable, || "the other host went away".into())
+    sent.await.context(Kind::Unreachable, || "the other host disconnected".into())
 }
 
 pub(super) async fn receive(from: &mut (impl AsyncRead + Unpin)) -> Result<Message> {
@@ -81,12 +81,12 @@ pub(super) async fn receive_hello(from: &mut (impl AsyncRead + Unpin)) -> Result
 }
 
 async fn receive_up_to<T: DeserializeOwned>(from: &mut (impl AsyncRead + Unpin), limit: u32) -> Result<T> {
-    let gone = || "the other host went away".to_owned();
+    let gone = || "the other host disconnected".to_owned();
     let length = from.read_u32().await.context(Kind::Unreachable, gone)?;
     if length > limit {
         return Err(Error::new(Kind::BadInput, format!("the other host sent a message of {length} bytes")));
     }
-    // Grows with what arrives, not with what was announced.
+    // Grows with what arrives, not with the announced length.
     let mut body = Vec::new();
     from.take(length.into()).read_to_end(&mut body).await.context(Kind::Unreachable, gone)?;
     if body.len() as u64 != u64::from(length) {
@@ -97,11 +97,11 @@ async fn receive_up_to<T: DeserializeOwned>(from: &mut (impl AsyncRead + Unpin),
 
 fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T> {
     serde_json::from_slice(body)
-        .context(Kind::BadInput, || "the other host sent what is no message of a migration".into())
+        .context(Kind::BadInput, || "the other host sent something that is not a message of a migration".into())
         .map_err(|error| error.remedy("run the same version of drydock on both hosts"))
 }
 
-/// Reads what another host says first, or later, and writes it as this one would.
+/// Parses a first or a later message of another host, and writes it as this one would.
 ///
 /// # Errors
 /// `BadInput` for anything else.

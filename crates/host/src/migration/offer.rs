@@ -1,4 +1,4 @@
-//! What the source says of a VM before it knows who is there: nothing that opens anything.
+//! What the source tells about a VM before it knows its peer: nothing that opens anything.
 
 use base64::prelude::{BASE64_STANDARD, Engine as _};
 use key_protector::{DerivedKey, Protector, Rolled};
@@ -23,10 +23,10 @@ pub(super) struct Offer {
     pub(super) version: u32,
     /// Made for this attempt.
     pub(super) migration: Uuid,
-    pub(super) vm: Shape,
-    /// What the guest takes its processor for; see [`processor`].
+    pub(super) vm: OfferedVm,
+    /// The processor that the guest sees; see [`processor`].
     pub(super) processor: String,
-    /// Number of the slot in force.
+    /// Number of the active slot.
     pub(super) generation: u64,
     /// The slot's key protector, XML.
     pub(super) protector: String,
@@ -37,7 +37,7 @@ pub(super) struct Offer {
 /// A VM without the paths of a host.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Shape {
+pub(super) struct OfferedVm {
     pub(super) id: Uuid,
     pub(super) name: String,
     memory_mib: u32,
@@ -50,10 +50,10 @@ pub(super) struct Shape {
     nics: Vec<NicSpec>,
 }
 
-impl Shape {
+impl OfferedVm {
     pub(super) fn of(spec: &VmSpec) -> Self {
         let disks = spec.disks.iter().map(|d| DiskIdentity { serial: d.serial.clone(), size: d.size }).collect();
-        Shape {
+        OfferedVm {
             id: spec.id,
             name: spec.name.clone(),
             memory_mib: spec.memory_mib,
@@ -69,7 +69,7 @@ impl Shape {
     /// The VM as it will be in `dir`.
     ///
     /// # Errors
-    /// `BadInput` for what no VM can be, `NotFound` for a switch that this host has not.
+    /// `BadInput` for an invalid VM, `NotFound` for a bridge that this host does not have.
     pub(super) fn to_spec(&self, dir: &VmDir) -> Result<VmSpec> {
         let disks = self.disks.iter().enumerate().map(|(index, disk)| DiskSpec {
             path: dir.path().join(format!("disk-{index}.qcow2")),
@@ -91,10 +91,10 @@ impl Shape {
             nics: self.nics.clone(),
             firmware: Firmware::find().context(Kind::MissingTool, || "no OVMF firmware with Secure Boot".into())?,
         };
-        spec.validate().context(Kind::BadInput, || "what is offered is no VM".into())?;
+        spec.validate().context(Kind::BadInput, || "what is offered is not a valid VM".into())?;
         for nic in &spec.nics {
             machine::tap::check_switch(&nic.switch)
-                .context(Kind::NotFound, || format!("'{}' is not a virtual switch of this host", nic.switch))
+                .context(Kind::NotFound, || format!("'{}' is not a bridge on this host", nic.switch))
                 .or_next(|| format!("make it on the destination: ip link add {} type bridge", nic.switch))?;
         }
         Ok(spec)
@@ -104,16 +104,17 @@ impl Shape {
 impl Offer {
     /// The key protector, every signature in it checked.
     pub(super) fn protector(&self) -> Result<Protector> {
-        let bad = || "the key protector that was offered is not one".to_owned();
+        let bad = || "the key protector that was offered is not valid".to_owned();
         let protector = Protector::parse(self.protector.as_bytes()).context(Kind::BadInput, bad)?;
         protector.verify(OffsetDateTime::now_utc()).context(Kind::BadInput, bad)?;
         Ok(protector)
     }
 
-    /// What the VM's owner sealed, with the key that was released for it, and the key that both ends prove to have.
+    /// Opens what the VM's owner sealed, with the key that was released for it. Returns it with the key that both ends
+    /// prove to have.
     ///
     /// # Errors
-    /// `Refused` when the record is another VM's, or says otherwise than the offer.
+    /// `Refused` when the record is another VM's, or disagrees with the offer.
     pub(super) fn open(
         &self,
         spec: &VmSpec,
@@ -124,7 +125,7 @@ impl Offer {
             .decode(&self.record)
             .ok()
             .filter(|bytes| bytes.len() <= MAX_LEN)
-            .ok_or_else(|| Error::new(Kind::BadInput, "the sealed record that was offered is not one"))?;
+            .ok_or_else(|| Error::new(Kind::BadInput, "the sealed record that was offered is not valid"))?;
         let record = SealedRecord::open(&sealed, &rolled.ingress, self.vm.id, &protector.digest())
             .context(Kind::Refused, || {
                 "the sealed record that was offered does not belong to its key protector".into()
@@ -134,7 +135,7 @@ impl Offer {
     }
 }
 
-/// A guest that runs can only go on where its processor is the same.
+/// A running guest can resume only on the same processor.
 pub(super) fn processor(verdict: &Verdict) -> Result<String> {
     if verdict.accel == Accel::Tcg {
         return Ok("emulated".into());

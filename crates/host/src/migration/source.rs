@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use super::channel::{Channel, SHORT, unexpected};
 use super::messages::{Hello, Message, Purpose};
-use super::offer::{self, Offer, Shape};
+use super::offer::{self, Offer, OfferedVm};
 use crate::agent::Agent;
 use crate::api::HandedOver;
 use crate::vm_lock::{Live, VmLock};
@@ -24,7 +24,7 @@ const ATTESTATION: Duration = Duration::from_secs(180);
 const PREPARATION: Duration = Duration::from_secs(180);
 /// The destination reads the end of what was sent.
 const LOADING: Duration = Duration::from_secs(120);
-/// The destination lets the guest go on and flushes everything.
+/// The destination resumes the guest and flushes everything.
 const RESUMPTION: Duration = Duration::from_secs(60);
 /// After a failure the destination may say why.
 const REASON: Duration = Duration::from_secs(5);
@@ -37,12 +37,13 @@ enum Ended {
     Running,
     /// The destination's guest never ran and never will.
     Refused(Error),
-    /// Nobody can tell.
+    /// It is not known.
     Unknown(Error),
 }
 
 impl Agent {
-    /// Moves a running VM to the agent at `to`. After an error it runs on here, but for one: when the destination may run it.
+    /// Moves a running VM to the agent at `to`. After an error it keeps running here, with one exception: when the
+    /// destination may be running it.
     ///
     /// # Errors
     /// `WrongState`, the destination's reason, `Interrupted`.
@@ -53,14 +54,14 @@ impl Agent {
         let offer = self.offer(vm, migration)?;
         let live = vm.live().ok_or_else(|| off(&name))?;
         let stays = |error: Error| Error {
-            message: format!("{name} was not migrated and runs on here: {}", error.message),
+            message: format!("{name} was not migrated and keeps running here: {}", error.message),
             ..error
         };
-        events.say("offer", format!("asking {to} to take {name}"));
+        events.say("offer", format!("asking {to} to accept {name}"));
         let mut control = Channel::connect(to, &Hello::Offer(Box::new(offer))).await.map_err(stays)?;
         let key = live.migration_key();
         control.prove_as_source(key, migration, Purpose::Control, ATTESTATION).await.map_err(stays)?;
-        // Nobody at the destination holds the other end of one; and both QEMUs need the same devices.
+        // Nothing at the destination holds the other end of a session, and both QEMUs need the same devices.
         live.running()
             .close_session()
             .await
@@ -94,7 +95,7 @@ impl Agent {
         Ok(())
     }
 
-    /// Ends the doubt of a hand-over without an answer: the VM is this host's again.
+    /// Resolves a hand-over that was never answered: this host owns the VM again.
     ///
     /// # Errors
     /// `WrongState` when none is open.
@@ -106,7 +107,7 @@ impl Agent {
         if vm.is_running()
             && let Some(live) = vm.live()
         {
-            live.running().take_back().await.context(Kind::Internal, || format!("{name} does not go on"))?;
+            live.running().take_back().await.context(Kind::Internal, || format!("{name} does not resume"))?;
         }
         vm.dir().set_handed_over(None)
     }
@@ -122,7 +123,7 @@ impl Agent {
         Ok(Offer {
             version: offer::VERSION,
             migration,
-            vm: Shape::of(live.spec()),
+            vm: OfferedVm::of(live.spec()),
             processor: offer::processor(live.accel())?,
             generation,
             protector: String::from_utf8(protector.to_xml())
@@ -132,12 +133,12 @@ impl Agent {
     }
 }
 
-/// A VM that is part of something else cannot go.
+/// Refuses a VM that cannot leave at present.
 fn refuse_what_stays(agent: &Agent, vm: &mut VmLock) -> Result<()> {
     let name = vm.dir().name().to_owned();
     let refuse = |why: String| Error::new(Kind::WrongState, format!("{name} cannot be migrated: {why}"));
     if agent.keys().is_local() {
-        return Err(Error::new(Kind::Refused, "an agent in local mode migrates nothing")
+        return Err(Error::new(Kind::Refused, "an agent in local mode cannot migrate VMs")
             .remedy("hand the VM back first: drydock recovery finish"));
     }
     vm.refuse_orphan()?;
@@ -149,7 +150,7 @@ fn refuse_what_stays(agent: &Agent, vm: &mut VmLock) -> Result<()> {
     }
     if vm.dir().protector_update()?.is_some() {
         return Err(refuse(
-            "a change of its key protector waits for its next start, and would be void after the move".into(),
+            "a signed protector update waits for its next start, and would be void after the move".into(),
         )
         .remedy(format!(
             "drydock vm stop {name} && drydock vm start {name}, or drydock vm set-protector {name} --drop"
@@ -170,12 +171,15 @@ fn off(name: &str) -> Error {
 }
 
 fn in_doubt(name: &str, to: &str, error: &Error) -> Error {
-    Error::new(Kind::WrongState, format!("{name} was handed over to {to}, which does not say whether it runs there"))
-        .caused_by(error)
-        .remedy(format!(
-            "it is paused here; look there with drydock vm list. If it is there: drydock vm stop {name} --force, then \
+    Error::new(
+        Kind::WrongState,
+        format!("{name} was handed over to {to}, and that host has not confirmed whether it runs there"),
+    )
+    .caused_by(error)
+    .remedy(format!(
+        "it is paused here; run drydock vm list there. If it is there: drydock vm stop {name} --force, then \
              drydock vm delete {name}, here. If it is not and never will be: drydock vm migrate {name} --take-back"
-        ))
+    ))
 }
 
 struct Transfer<'a> {
@@ -187,14 +191,14 @@ struct Transfer<'a> {
 }
 
 impl Transfer<'_> {
-    /// Until the destination has everything. Both guests are paused then.
+    /// Runs until the destination has everything. Both guests are paused then.
     async fn run(&self, control: &mut Channel, events: &Events) -> Result<()> {
         match control.receive(PREPARATION).await? {
             Message::Ready => {}
             other => return Err(unexpected(&other)),
         }
         let send = self.send(events);
-        // Whatever the destination says before it has everything is bad news.
+        // Anything that the destination sends before it has everything is a failure.
         let loaded = async {
             match control.next().await? {
                 Message::Loaded => Ok(()),
@@ -235,7 +239,7 @@ impl Transfer<'_> {
             .send_memory(ours, |done, total| events.bytes("copy-memory", "copying memory", done, total))
             .await
             .context(Kind::Internal, || "the memory was not copied".into())?;
-        // QEMU has written everything; it may still be on its way.
+        // QEMU has written everything; some of it may still be in transit.
         while relays.join_next().await.is_some() {}
         Ok(())
     }
@@ -256,21 +260,21 @@ impl Transfer<'_> {
         Ok(qemus.into())
     }
 
-    /// The guest goes on here.
+    /// Resumes the guest here.
     async fn take_back(&self, error: Error) -> Error {
         let name = self.name;
         match self.running.take_back().await {
             Ok(()) => {
-                Error { message: format!("{name} was not migrated and runs on here: {}", error.message), ..error }
+                Error { message: format!("{name} was not migrated and keeps running here: {}", error.message), ..error }
             }
-            Err(cause) => Error::new(Kind::Internal, format!("{name} was not migrated, and does not go on here"))
+            Err(cause) => Error::new(Kind::Internal, format!("{name} was not migrated, and does not resume here"))
                 .caused_by(&error)
                 .caused_by(&cause)
                 .remedy(format!("drydock vm stop {name} --force; drydock vm start {name}")),
         }
     }
 
-    /// From here on the guest goes on at the destination, or where the destination says.
+    /// From here on the guest resumes at the destination, or where the destination says.
     async fn hand_over(&self, mut control: Channel, events: &Events) -> Ended {
         let mut last = match control.send(&Message::Run).await {
             Err(error) => error,
@@ -294,7 +298,7 @@ impl Transfer<'_> {
         Ended::Unknown(last)
     }
 
-    /// What the destination itself says over a proven connection.
+    /// Asks the destination over an authenticated connection.
     async fn ask(&self) -> Result<Ended> {
         let purpose = Purpose::Outcome;
         let mut channel = Channel::connect(self.to, &Hello::Join { migration: self.migration, purpose }).await?;
