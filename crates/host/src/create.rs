@@ -15,107 +15,111 @@ use crate::vm_lock::VmLock;
 use outcome::Events;
 use outcome::{Context, Error, Kind, Next, Result};
 
-impl Agent {
-    /// Creates a VM from images and a key protector. When a step fails, nothing of it is left.
-    ///
-    /// # Errors
-    /// `BadInput`, `WrongState` when the name is taken, `KeyRelease`.
-    pub async fn create(&self, request: CreateVm, events: &Events) -> Result<()> {
-        let dir = self.store().vm_dir(&request.name)?;
-        let lock = self.lock_dir(dir)?;
-        if lock.dir().exists() {
-            return Err(Error::new(Kind::WrongState, format!("a VM named '{}' already exists", request.name))
-                .remedy("choose another name, or delete it first"));
-        }
-        let protector = Protector::parse(request.protector.as_bytes())
-            .context(Kind::BadInput, || "this is not a valid key protector".into())
-            .or_next(|| "name the file that the VM's owner made with `drydock protector new`".into())?;
-        protector
-            .verify(OffsetDateTime::now_utc())
-            .context(Kind::BadInput, || "the key protector does not verify".into())
-            .or_next(|| "have the VM's owner make it again: drydock protector new".into())?;
-        if request.disks.is_empty() {
-            return Err(Error::new(Kind::BadInput, "a VM needs at least one disk").remedy("--disk IMAGE"));
-        }
-        machine::tap::check_switch(&request.switch)
-            .context(Kind::NotFound, || format!("'{}' is not a bridge on this host", request.switch))
-            .or_next(|| "name an existing bridge: ip link show type bridge".into())?;
-        let made = self.create_in(&lock, request, &protector, events).await;
-        if made.is_err() {
-            lock.dir().remove()?;
-        }
-        made
+/// Creates a VM from images and a key protector. When a step fails, nothing of it is left.
+///
+/// # Errors
+/// `BadInput`, `WrongState` when the name is taken, `KeyRelease`.
+pub(crate) async fn create(agent: &Agent, request: CreateVm, events: &Events) -> Result<()> {
+    let dir = agent.store().vm_dir(&request.name)?;
+    let lock = agent.lock_dir(dir)?;
+    if lock.dir().exists() {
+        return Err(Error::new(Kind::WrongState, format!("a VM named '{}' already exists", request.name))
+            .remedy("choose another name, or delete it first"));
     }
+    let protector = Protector::parse(request.protector.as_bytes())
+        .context(Kind::BadInput, || "this is not a valid key protector".into())
+        .or_next(|| "name the file that the VM's owner made with `drydock protector new`".into())?;
+    protector
+        .verify(OffsetDateTime::now_utc())
+        .context(Kind::BadInput, || "the key protector does not verify".into())
+        .or_next(|| "have the VM's owner make it again: drydock protector new".into())?;
+    if request.disks.is_empty() {
+        return Err(Error::new(Kind::BadInput, "a VM needs at least one disk").remedy("--disk IMAGE"));
+    }
+    machine::tap::check_switch(&request.switch)
+        .context(Kind::NotFound, || format!("'{}' is not a bridge on this host", request.switch))
+        .or_next(|| "name an existing bridge: ip link show type bridge".into())?;
+    let made = create_in(agent, &lock, request, &protector, events).await;
+    if made.is_err() {
+        lock.dir().remove()?;
+    }
+    made
+}
 
-    async fn create_in(&self, lock: &VmLock, request: CreateVm, protector: &Protector, events: &Events) -> Result<()> {
-        let dir = lock.dir();
-        dir.remove()?;
-        durable::private_dir(dir.path()).context(Kind::Internal, || format!("cannot make {}", dir.path().display()))?;
-        let id = Uuid::new_v4();
-        let mut spec = VmSpec {
-            id,
-            name: request.name,
-            memory_mib: request.memory_mib,
-            vcpus: request.vcpus,
-            nested: request.nested,
-            policy: request.policy,
-            console_profile: request.console_profile,
-            disks: Vec::new(),
-            nics: vec![NicSpec { switch: request.switch, mac: request.mac.unwrap_or_else(|| mac_of(id)) }],
-            firmware: Firmware::find().context(Kind::MissingTool, || "no OVMF firmware with Secure Boot".into())?,
-        };
-        for (index, source) in request.disks.iter().enumerate() {
-            let size = image::info(source).await?.virtual_size;
-            spec.disks.push(DiskSpec {
-                path: dir.path().join(format!("disk-{index}.qcow2")),
-                format: DiskFormat::Qcow2,
-                serial: format!("{}-{index}", &id.simple().to_string()[..12]),
-                size,
-                backing: None,
-                opaque: false,
-            });
-        }
-        spec.validate()
-            .context(Kind::BadInput, || "the VM cannot be created like that".into())
-            .or_next(|| "change that and run the command again; drydock vm create --help".into())?;
-        for (source, disk) in request.disks.iter().zip(&spec.disks) {
-            image::import(source, &disk.path, events).await?;
-        }
-        events.say("key-release", format!("asking for the key of {}", spec.name));
-        let rolled = self.keys().roll(protector).await?;
-        let record = SealedRecord::new(&spec, 1);
-        let slot = dir.fresh_slot(1)?;
-        events.say("seal", "making the vTPM and the UEFI variables");
-        machine::state::create(&slot, &rolled.egress, &record, &rolled.egress_protector.digest(), &spec.firmware)
-            .await
-            .context(Kind::Internal, || format!("cannot make the sealed state of {}", spec.name))?;
-        dir.write_protector(1, &rolled.egress_protector)?;
-        dir.switch_to(1, 1)?;
-        // Last: a directory without vm.json is not a VM.
-        dir.write_spec(&spec)
+async fn create_in(
+    agent: &Agent,
+    lock: &VmLock,
+    request: CreateVm,
+    protector: &Protector,
+    events: &Events,
+) -> Result<()> {
+    let dir = lock.dir();
+    dir.remove()?;
+    durable::private_dir(dir.path()).context(Kind::Internal, || format!("cannot make {}", dir.path().display()))?;
+    let id = Uuid::new_v4();
+    let mut spec = VmSpec {
+        id,
+        name: request.name,
+        memory_mib: request.memory_mib,
+        vcpus: request.vcpus,
+        nested: request.nested,
+        policy: request.policy,
+        console_profile: request.console_profile,
+        disks: Vec::new(),
+        nics: vec![NicSpec { switch: request.switch, mac: request.mac.unwrap_or_else(|| mac_of(id)) }],
+        firmware: Firmware::find().context(Kind::MissingTool, || "no OVMF firmware with Secure Boot".into())?,
+    };
+    for (index, source) in request.disks.iter().enumerate() {
+        let size = image::info(source).await?.virtual_size;
+        spec.disks.push(DiskSpec {
+            path: dir.path().join(format!("disk-{index}.qcow2")),
+            format: DiskFormat::Qcow2,
+            serial: format!("{}-{index}", &id.simple().to_string()[..12]),
+            size,
+            backing: None,
+            opaque: false,
+        });
     }
+    spec.validate()
+        .context(Kind::BadInput, || "the VM cannot be created like that".into())
+        .or_next(|| "change that and run the command again; drydock vm create --help".into())?;
+    for (source, disk) in request.disks.iter().zip(&spec.disks) {
+        image::import(source, &disk.path, events).await?;
+    }
+    events.say("key-release", format!("asking for the key of {}", spec.name));
+    let rolled = agent.keys().roll(protector).await?;
+    let record = SealedRecord::new(&spec, 1);
+    let slot = dir.fresh_slot(1)?;
+    events.say("seal", "making the vTPM and the UEFI variables");
+    machine::state::create(&slot, &rolled.egress, &record, &rolled.egress_protector.digest(), &spec.firmware)
+        .await
+        .context(Kind::Internal, || format!("cannot make the sealed state of {}", spec.name))?;
+    dir.write_protector(1, &rolled.egress_protector)?;
+    dir.switch_to(1, 1)?;
+    // Last: a directory without vm.json is not a VM.
+    dir.write_spec(&spec)
+}
 
-    /// Deletes a VM that is off and in no recovery.
-    ///
-    /// # Errors
-    /// `WrongState` while it runs or a recovery holds it.
-    pub async fn delete(&self, name: &str) -> Result<()> {
-        let mut vm = self.lock(name)?;
-        if vm.is_running() {
-            return Err(
-                Error::new(Kind::WrongState, format!("{name} is running")).remedy(format!("drydock vm stop {name}"))
-            );
-        }
-        vm.refuse_process()?;
-        if let Some(hold) = vm.dir().hold()? {
-            return Err(Error::new(Kind::WrongState, format!("{name} cannot be deleted: {}", hold.reason))
-                .remedy(format!("drydock recovery status {name}")));
-        }
-        self.forget_offline_key(vm.dir()).await?;
-        vm.dir().remove()?;
-        let _ = std::fs::remove_dir_all(self.store().logs(name));
-        Ok(())
+/// Deletes a VM that is off and in no recovery.
+///
+/// # Errors
+/// `WrongState` while it runs or a recovery holds it.
+pub(crate) async fn delete(agent: &Agent, name: &str) -> Result<()> {
+    let mut vm = agent.lock(name)?;
+    if vm.is_running() {
+        return Err(
+            Error::new(Kind::WrongState, format!("{name} is running")).remedy(format!("drydock vm stop {name}"))
+        );
     }
+    vm.refuse_process()?;
+    if let Some(hold) = vm.dir().hold()? {
+        return Err(Error::new(Kind::WrongState, format!("{name} cannot be deleted: {}", hold.reason))
+            .remedy(format!("drydock recovery status {name}")));
+    }
+    agent.keys().forget_offline_key(vm.dir()).await?;
+    vm.dir().remove()?;
+    let _ = std::fs::remove_dir_all(agent.store().logs(name));
+    Ok(())
 }
 
 /// A locally administered address derived from the VM's id: the same wherever the VM goes.

@@ -1,11 +1,13 @@
 //! Where the agent gets transport keys from: a Host Guardian Service, or guardians on this machine.
 
 use key_protector::{Protector, Rolled};
+use machine::VmSpec;
 use outcome::{Error, Result};
 
 use crate::guarded::{Guarded, Unreleased};
 use crate::local_guardians::LocalGuardians;
-use crate::offline::OfflineKeys;
+use crate::offline::{self, OfflineKeys};
+use crate::vm_dir::VmDir;
 
 /// Both ways to open a protector. Either way the answer is already rolled: the transport key that opened the
 /// state is never used again to seal it.
@@ -50,5 +52,42 @@ impl KeySource {
     #[must_use]
     pub fn is_local(&self) -> bool {
         matches!(self, KeySource::Local(_))
+    }
+
+    /// After a roll: keeps the new key if owner and fabric allow it, and nothing older in any case. A failure does not
+    /// stop the VM: its next start merely needs the service. Returns how many starts the key is good for.
+    pub(crate) async fn keep_offline_key(&self, dir: &VmDir, spec: &VmSpec, rolled: &Rolled) -> Option<u32> {
+        let allowed = self.keeps_offline() && offline::allowed(&rolled.egress_protector) > 0;
+        if allowed && let Some(keys) = self.offline_keys() {
+            match keys.keep(dir, spec.id, rolled).await {
+                Ok(left) => return Some(left),
+                Err(error) => {
+                    tracing::warn!(vm = dir.name(), %error, causes = ?error.causes, "no key is kept for offline starts");
+                }
+            }
+        }
+        self.drop_offline_key(dir, spec).await;
+        None
+    }
+
+    /// The same as [`KeySource::forget_offline_key`] where a failure must not stop the caller.
+    pub(crate) async fn drop_offline_key(&self, dir: &VmDir, spec: &VmSpec) {
+        if let Some(keys) = self.offline_keys()
+            && let Err(error) = keys.forget(dir, spec.id).await
+        {
+            tracing::warn!(vm = dir.name(), %error, causes = ?error.causes, "a kept key could not be forgotten");
+        }
+    }
+
+    /// Forgets a key that was kept for starts without the Host Guardian Service: the VM leaves this host, or returns to
+    /// an earlier state.
+    ///
+    /// # Errors
+    /// When its file cannot be removed, or this host's TPM does not comply.
+    pub async fn forget_offline_key(&self, dir: &VmDir) -> Result<()> {
+        match self.offline_keys() {
+            Some(keys) => keys.forget(dir, dir.spec()?.id).await,
+            None => Ok(()),
+        }
     }
 }

@@ -43,6 +43,7 @@ pub use guarded::{Guarded, HostProof};
 pub use keys::KeySource;
 pub use local_guardians::LocalGuardians;
 pub use seal::{Resealed, Unsealed};
+pub use start::{first_start, start};
 pub use store::Store;
 pub use vm_dir::VmDir;
 pub use vm_files::VmFiles;

@@ -149,27 +149,25 @@ pub(crate) fn check_record(spec: &VmSpec, record: &SealedRecord, slot: u64) -> R
     }
 }
 
-impl Agent {
-    /// Lowers or raises the policy of a VM that is off. Local mode only; the new policy is sealed under a new key.
-    ///
-    /// # Errors
-    /// `Refused` on a guarded host.
-    pub async fn set_policy(&self, vm: &mut VmLock, policy: Policy, events: &Events) -> Result<()> {
-        let name = vm.dir().name().to_owned();
-        if !self.keys().is_local() {
-            return Err(Error::new(Kind::Refused, format!("the policy of {name} cannot be changed on a guarded host"))
-                .remedy("its owner changes it where they hold a guardian's private key: in a repair garage"));
-        }
-        if vm.is_running() {
-            return Err(
-                Error::new(Kind::WrongState, format!("{name} is running")).remedy(format!("drydock vm stop {name}"))
-            );
-        }
-        let files = VmFiles::read(vm.dir())?;
-        let Rolled { ingress, egress, egress_protector } = self.keys().roll(files.protector()?).await?;
-        let unsealed = Unsealed::open_for_policy(&files, &ingress)?;
-        events.say("reseal", "sealing the policy under a new transport key");
-        unsealed.reseal(&egress, &egress_protector, policy).await?;
-        vm.dir().write_spec(&VmSpec { policy, ..files.spec().clone() })
+/// Lowers or raises the policy of a VM that is off. Local mode only; the new policy is sealed under a new key.
+///
+/// # Errors
+/// `Refused` on a guarded host.
+pub(crate) async fn set_policy(agent: &Agent, vm: &mut VmLock, policy: Policy, events: &Events) -> Result<()> {
+    let name = vm.dir().name().to_owned();
+    if !agent.keys().is_local() {
+        return Err(Error::new(Kind::Refused, format!("the policy of {name} cannot be changed on a guarded host"))
+            .remedy("its owner changes it where they hold a guardian's private key: in a repair garage"));
     }
+    if vm.is_running() {
+        return Err(
+            Error::new(Kind::WrongState, format!("{name} is running")).remedy(format!("drydock vm stop {name}"))
+        );
+    }
+    let files = VmFiles::read(vm.dir())?;
+    let Rolled { ingress, egress, egress_protector } = agent.keys().roll(files.protector()?).await?;
+    let unsealed = Unsealed::open_for_policy(&files, &ingress)?;
+    events.say("reseal", "sealing the policy under a new transport key");
+    unsealed.reseal(&egress, &egress_protector, policy).await?;
+    vm.dir().write_spec(&VmSpec { policy, ..files.spec().clone() })
 }

@@ -4,7 +4,12 @@ use serde_json::{Value, json};
 
 use crate::agent::Agent;
 use crate::api::VmRequest;
+use crate::channels::{console, exposure, session};
+use crate::create::{create, delete};
+use crate::migration::{migrate, take_back};
+use crate::seal::set_policy;
 use crate::server::Reply;
+use crate::start::start;
 use outcome::Events;
 use outcome::{Context, Kind, Result};
 
@@ -15,13 +20,13 @@ use outcome::{Context, Kind, Result};
 pub async fn vm_request(agent: &Agent, request: VmRequest, events: &Events) -> Result<Reply> {
     let value = match request {
         VmRequest::AgentInfo => to_value(&agent.info())?,
-        VmRequest::VmCreate(create) => {
-            let name = create.name.clone();
-            agent.create(create, events).await?;
+        VmRequest::VmCreate(wanted) => {
+            let name = wanted.name.clone();
+            create(agent, wanted, events).await?;
             status(agent, &name)?
         }
         VmRequest::VmStart { name } => {
-            agent.start(&mut agent.lock(&name)?, events).await?;
+            start(agent, &mut agent.lock(&name)?, events).await?;
             status(agent, &name)?
         }
         VmRequest::VmStop { name, force } => {
@@ -36,13 +41,13 @@ pub async fn vm_request(agent: &Agent, request: VmRequest, events: &Events) -> R
             Value::Array(all)
         }
         VmRequest::VmShow { name } => status(agent, &name)?,
-        VmRequest::VmProof { name } => to_value(&agent.proof(&name).await?)?,
+        VmRequest::VmProof { name } => to_value(&exposure(agent, &name).await?)?,
         VmRequest::VmDelete { name } => {
-            agent.delete(&name).await?;
+            delete(agent, &name).await?;
             json!({ "deleted": name })
         }
-        VmRequest::VmConsole { name } => return Ok(Reply::Stream(agent.console(&name).await?)),
-        VmRequest::VmSession { name } => return Ok(Reply::Stream(agent.session(&name).await?)),
+        VmRequest::VmConsole { name } => return Ok(Reply::Stream(console(agent, &name).await?)),
+        VmRequest::VmSession { name } => return Ok(Reply::Stream(session(agent, &name).await?)),
         VmRequest::VmProtector { name } => {
             let dir = agent.store().vm(&name)?;
             let protector = dir.parsed_protector(dir.current()?)?;
@@ -55,15 +60,15 @@ pub async fn vm_request(agent: &Agent, request: VmRequest, events: &Events) -> R
             status(agent, &name)?
         }
         VmRequest::VmMigrate { name, to } => {
-            agent.migrate(&mut agent.lock(&name)?, &to, events).await?;
+            migrate(agent, &mut agent.lock(&name)?, &to, events).await?;
             json!({ "migrated": name, "to": to })
         }
         VmRequest::VmTakeBack { name } => {
-            agent.take_back(&mut agent.lock(&name)?).await?;
+            take_back(&mut agent.lock(&name)?).await?;
             status(agent, &name)?
         }
         VmRequest::VmSetPolicy { name, policy } => {
-            agent.set_policy(&mut agent.lock(&name)?, policy, events).await?;
+            set_policy(agent, &mut agent.lock(&name)?, policy, events).await?;
             status(agent, &name)?
         }
     };

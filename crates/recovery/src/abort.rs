@@ -57,7 +57,7 @@ async fn host_side(agent: &Agent, journal: &mut Journal, events: &Events) -> Res
     }
     if reinstate::is_returned(dvm.dir()) {
         dvm.stop(true, events).await?;
-        agent.forget_offline_key(dvm.dir()).await?;
+        agent.keys().forget_offline_key(dvm.dir()).await?;
         reinstate::unswap(journal, dvm.dir())?;
     }
     dvm.dir().set_hold(None)?;

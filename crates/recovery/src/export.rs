@@ -114,7 +114,7 @@ async fn hold(agent: &Agent, dvm: &VmLock, journal: &mut Journal, place: &str) -
             reason: format!("it is in recovery in {place}; reinstate or abort the recovery first"),
             may_start: false,
         }))?;
-        agent.forget_offline_key(dvm.dir()).await?;
+        agent.keys().forget_offline_key(dvm.dir()).await?;
         journal.mark(Step::Held)?;
     }
     Ok(())
@@ -291,7 +291,7 @@ pub(crate) async fn nested_on(agent: &Agent, vmre: &mut VmLock, events: &Events)
     spec.nested = true;
     vmre.dir().write_spec(&spec)?;
     if was_running {
-        agent.start(vmre, events).await?;
+        host::start(agent, vmre, events).await?;
     }
     Ok(())
 }

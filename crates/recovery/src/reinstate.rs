@@ -350,7 +350,7 @@ async fn start(agent: &Agent, dvm: &mut VmLock, journal: &mut Journal, events: &
     if dvm.is_running() || dvm.orphan()?.is_some() {
         return Ok(());
     }
-    if let Err(error) = agent.first_start(dvm, events).await {
+    if let Err(error) = host::first_start(agent, dvm, events).await {
         unswap(journal, dvm.dir())?;
         return Err(error);
     }

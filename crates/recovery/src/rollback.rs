@@ -27,7 +27,7 @@ pub(crate) async fn run(agent: &Agent, vm: &str, stop: bool, events: &Events) ->
                 .remedy(format!("stop it first, or let the rollback do it: drydock recovery rollback {vm} --stop")));
         }
         dvm.stop(false, events).await?;
-        agent.forget_offline_key(dvm.dir()).await?;
+        agent.keys().forget_offline_key(dvm.dir()).await?;
         events.say("roll-back", format!("putting {vm} back as it was before its repair"));
     }
     reinstate::unswap(&mut journal, dvm.dir())?;

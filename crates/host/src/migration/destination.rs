@@ -22,7 +22,7 @@ use super::offer::{self, Offer};
 use crate::agent::Agent;
 use crate::holder::in_the_name_of;
 use crate::image;
-use crate::start::not_started;
+use crate::start::{not_started, start_options};
 use crate::vm_dir::{Arrival, VmDir};
 use crate::vm_lock::{Live, VmLock};
 use outcome::{Context, Error, Kind, Next, Result};
@@ -67,13 +67,7 @@ impl Destination {
             .context(Kind::Internal, || format!("cannot listen for migrations on {address}"))
             .or_next(|| "name an address of this host and a free port with --migration-listen".into())?;
         let calls = Mutex::default();
-        Ok(Destination {
-            agent,
-            listener,
-            acceptor: channel::acceptor()?,
-            calls,
-            arrivals: Semaphore::new(ARRIVALS),
-        })
+        Ok(Destination { agent, listener, acceptor: channel::acceptor()?, calls, arrivals: Semaphore::new(ARRIVALS) })
     }
 
     /// The address that it listens on.
@@ -173,7 +167,7 @@ impl Destination {
         let vm = self.agent.lock_dir(self.agent.store().vm_dir(name)?)?;
         refuse_known(&self.agent, &vm, offer)?;
         let spec = offer.vm.to_spec(vm.dir())?;
-        let options = self.agent.start_options(name, Policy::Shielded).await?;
+        let options = start_options(&self.agent, name, Policy::Shielded).await?;
         let here = offer::processor(&options.accel)?;
         if here != offer.processor {
             return Err(Error::new(
@@ -272,7 +266,7 @@ impl Arriving {
         leaving.stays = true;
         let accel = self.options.accel.clone();
         self.vm.set_live(Live::new(running, &self.spec, &self.record, &self.rolled.egress, accel, false));
-        agent.keep_offline_key(&dir, &self.spec, &self.rolled).await;
+        agent.keys().keep_offline_key(&dir, &self.spec, &self.rolled).await;
         Ok(())
     }
 

@@ -23,3 +23,4 @@ mod source;
 
 pub use destination::Destination;
 pub use messages::respell;
+pub(crate) use source::{migrate, take_back};

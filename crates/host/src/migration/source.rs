@@ -41,96 +41,91 @@ enum Ended {
     Unknown(Error),
 }
 
-impl Agent {
-    /// Moves a running VM to the agent at `to`. After an error it keeps running here, with one exception: when the
-    /// destination may be running it.
-    ///
-    /// # Errors
-    /// `WrongState`, the destination's reason, `Interrupted`.
-    pub async fn migrate(&self, vm: &mut VmLock, to: &str, events: &Events) -> Result<()> {
-        let name = vm.dir().name().to_owned();
-        refuse_what_stays(self, vm)?;
-        let migration = Uuid::new_v4();
-        let offer = self.offer(vm, migration)?;
-        let live = vm.live().ok_or_else(|| off(&name))?;
-        let stays = |error: Error| Error {
-            message: format!("{name} was not migrated and keeps running here: {}", error.message),
-            ..error
-        };
-        events.say("offer", format!("asking {to} to accept {name}"));
-        let mut control = Channel::connect(to, &Hello::Offer(Box::new(offer))).await.map_err(stays)?;
-        let key = live.migration_key();
-        control.prove_as_source(key, migration, Purpose::Control, ATTESTATION).await.map_err(stays)?;
-        // Nothing at the destination holds the other end of a session, and both QEMUs need the same devices.
-        live.running()
-            .close_session()
-            .await
-            .context(Kind::Internal, || format!("the session of {name} does not end"))?;
-        let transfer = Transfer { name: &name, to, migration, key, running: live.running() };
-        if let Err(error) = transfer.run(&mut control, events).await {
-            return Err(transfer.take_back(error).await);
-        }
-        events.say("hand-over", format!("{to} has all of {name}; handing it over"));
-        let handed_over = HandedOver { migration, to: to.to_owned() };
-        if let Err(error) = vm.dir().set_handed_over(Some(&handed_over)) {
-            return Err(transfer.take_back(error).await);
-        }
-        match transfer.hand_over(control, events).await {
-            Ended::Running => {}
-            Ended::Refused(error) => {
-                let error = transfer.take_back(error).await;
-                vm.dir().set_handed_over(None)?;
-                return Err(error);
-            }
-            Ended::Unknown(error) => return Err(in_doubt(&name, to, &error)),
-        }
-        events.say("remove", format!("{name} runs on {to}; removing it here"));
-        vm.stop(true, events).await?;
-        self.forget_offline_key(vm.dir()).await.map_err(|error| {
-            let message = format!("{name} runs on {to}, and is not removed here yet: {}", error.message);
-            Error { message, ..error }.remedy(format!("drydock vm delete {name}, here"))
-        })?;
-        vm.dir().remove()?;
-        let _ = std::fs::remove_dir_all(self.store().logs(&name));
-        Ok(())
+/// Moves a running VM to the agent at `to`. After an error it keeps running here, with one exception: when the
+/// destination may be running it.
+///
+/// # Errors
+/// `WrongState`, the destination's reason, `Interrupted`.
+pub(crate) async fn migrate(agent: &Agent, vm: &mut VmLock, to: &str, events: &Events) -> Result<()> {
+    let name = vm.dir().name().to_owned();
+    refuse_what_stays(agent, vm)?;
+    let migration = Uuid::new_v4();
+    let offer = make_offer(vm, migration)?;
+    let live = vm.live().ok_or_else(|| off(&name))?;
+    let stays = |error: Error| Error {
+        message: format!("{name} was not migrated and keeps running here: {}", error.message),
+        ..error
+    };
+    events.say("offer", format!("asking {to} to accept {name}"));
+    let mut control = Channel::connect(to, &Hello::Offer(Box::new(offer))).await.map_err(stays)?;
+    let key = live.migration_key();
+    control.prove_as_source(key, migration, Purpose::Control, ATTESTATION).await.map_err(stays)?;
+    // Nothing at the destination holds the other end of a session, and both QEMUs need the same devices.
+    live.running().close_session().await.context(Kind::Internal, || format!("the session of {name} does not end"))?;
+    let transfer = Transfer { name: &name, to, migration, key, running: live.running() };
+    if let Err(error) = transfer.run(&mut control, events).await {
+        return Err(transfer.take_back(error).await);
     }
+    events.say("hand-over", format!("{to} has all of {name}; handing it over"));
+    let handed_over = HandedOver { migration, to: to.to_owned() };
+    if let Err(error) = vm.dir().set_handed_over(Some(&handed_over)) {
+        return Err(transfer.take_back(error).await);
+    }
+    match transfer.hand_over(control, events).await {
+        Ended::Running => {}
+        Ended::Refused(error) => {
+            let error = transfer.take_back(error).await;
+            vm.dir().set_handed_over(None)?;
+            return Err(error);
+        }
+        Ended::Unknown(error) => return Err(in_doubt(&name, to, &error)),
+    }
+    events.say("remove", format!("{name} runs on {to}; removing it here"));
+    vm.stop(true, events).await?;
+    agent.keys().forget_offline_key(vm.dir()).await.map_err(|error| {
+        let message = format!("{name} runs on {to}, and is not removed here yet: {}", error.message);
+        Error { message, ..error }.remedy(format!("drydock vm delete {name}, here"))
+    })?;
+    vm.dir().remove()?;
+    let _ = std::fs::remove_dir_all(agent.store().logs(&name));
+    Ok(())
+}
 
-    /// Resolves a hand-over that was never answered: this host owns the VM again.
-    ///
-    /// # Errors
-    /// `WrongState` when none is open.
-    pub async fn take_back(&self, vm: &mut VmLock) -> Result<()> {
-        let name = vm.dir().name().to_owned();
-        if vm.dir().handed_over()?.is_none() {
-            return Err(Error::new(Kind::WrongState, format!("{name} was not handed over to another host")));
-        }
-        if vm.is_running()
-            && let Some(live) = vm.live()
-        {
-            live.running().take_back().await.context(Kind::Internal, || format!("{name} does not resume"))?;
-        }
-        vm.dir().set_handed_over(None)
+/// Resolves a hand-over that was never answered: this host owns the VM again.
+///
+/// # Errors
+/// `WrongState` when none is open.
+pub(crate) async fn take_back(vm: &mut VmLock) -> Result<()> {
+    let name = vm.dir().name().to_owned();
+    if vm.dir().handed_over()?.is_none() {
+        return Err(Error::new(Kind::WrongState, format!("{name} was not handed over to another host")));
     }
+    if vm.is_running()
+        && let Some(live) = vm.live()
+    {
+        live.running().take_back().await.context(Kind::Internal, || format!("{name} does not resume"))?;
+    }
+    vm.dir().set_handed_over(None)
+}
 
-    fn offer(&self, vm: &mut VmLock, migration: Uuid) -> Result<Offer> {
-        let generation = vm.dir().current()?;
-        let protector = vm.dir().protector(generation)?;
-        let path = vm.dir().slot(generation).join(machine::state::RECORD);
-        let record = durable::read_bounded(&path, machine::record::MAX_LEN as u64)
-            .context(Kind::BadInput, || format!("cannot read {}", path.display()))?;
-        let name = vm.dir().name().to_owned();
-        let live = vm.live().ok_or_else(|| off(&name))?;
-        Ok(Offer {
-            version: offer::VERSION,
-            migration,
-            vm: OfferedVm::of(live.spec()),
-            processor: offer::processor(live.accel())?,
-            generation,
-            protector: String::from_utf8(protector.to_xml())
-                .context(Kind::Internal, || "the key protector is not text".into())?,
-            record: BASE64_STANDARD.encode(record),
-        })
-    }
+fn make_offer(vm: &mut VmLock, migration: Uuid) -> Result<Offer> {
+    let generation = vm.dir().current()?;
+    let protector = vm.dir().protector(generation)?;
+    let path = vm.dir().slot(generation).join(machine::state::RECORD);
+    let record = durable::read_bounded(&path, machine::record::MAX_LEN as u64)
+        .context(Kind::BadInput, || format!("cannot read {}", path.display()))?;
+    let name = vm.dir().name().to_owned();
+    let live = vm.live().ok_or_else(|| off(&name))?;
+    Ok(Offer {
+        version: offer::VERSION,
+        migration,
+        vm: OfferedVm::of(live.spec()),
+        processor: offer::processor(live.accel())?,
+        generation,
+        protector: String::from_utf8(protector.to_xml())
+            .context(Kind::Internal, || "the key protector is not text".into())?,
+        record: BASE64_STANDARD.encode(record),
+    })
 }
 
 /// Refuses a VM that cannot leave at present.
