@@ -120,7 +120,7 @@ async fn another_vm_protector_or_host_gets_nothing() {
     for (host, other) in Host::both().await.into_iter().zip(Host::both().await) {
         let (rolled, older) = (rolled(3), rolled(3));
         host.keep(&rolled).await;
-        assert!(refused(host.take(&older).await, "another protector").contains("another time"));
+        assert!(refused(host.take(&older).await, "another protector").contains("an earlier state"));
         let taken = host.keys().take(&host.dir, OTHER_VM, &rolled.egress_protector).await;
         assert!(refused(taken, "another VM").contains("another VM"));
         assert_eq!(left(&host.dir, &older.egress_protector), 0);
