@@ -6,9 +6,11 @@ use outcome::Events;
 use outcome::{Error, Kind, Result};
 
 use crate::api::StatusReport;
-use crate::import::{guardian_name, local};
+use crate::garage::import::{guardian_name, local};
+use crate::garage_host::attach;
+use crate::host::{export, reinstate};
 use crate::journal::{Journal, Side, Step};
-use crate::{attach, export, reinstate, rg, status};
+use crate::{rg, status};
 
 /// # Errors
 /// `NotFound` when there is nothing to abort.

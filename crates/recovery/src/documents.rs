@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use crate::garage_key;
+use crate::garage::key as garage_key;
 
 const REQUEST: &str = "drydock/recovery-request";
 const GRANT: &str = "drydock/recovery-grant";

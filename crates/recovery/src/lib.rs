@@ -18,23 +18,18 @@
 
 mod abort;
 pub mod api;
-mod attach;
-mod commit;
 mod crash;
-mod detach;
 pub mod documents;
-mod export;
-mod finish;
-pub mod garage_key;
-pub mod grant;
-mod import;
+mod garage;
+mod garage_host;
+mod host;
 mod journal;
-mod reinstate;
 mod rg;
-mod rollback;
 mod service;
 mod status;
-mod tools;
+mod tenant;
 
+pub use garage::key as garage_key;
 pub use journal::{Entry, Journal, Side, Step};
 pub use service::{AgentService, Request};
+pub use tenant::grant;

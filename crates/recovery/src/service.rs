@@ -11,8 +11,11 @@ use outcome::{Error, Kind, Result};
 use serde::{Deserialize, Serialize};
 
 use crate::api::{Destination, GarageInfo, RecoveryRequest};
-use crate::garage_key::GarageKey;
-use crate::{abort, attach, commit, detach, export, finish, import, reinstate, rollback, status};
+use crate::garage::key::GarageKey;
+use crate::garage::{finish, import};
+use crate::garage_host::{attach, detach};
+use crate::host::{commit, export, export_file, reinstate, rollback};
+use crate::{abort, status};
 
 /// An agent that knows recoveries.
 pub struct AgentService {
@@ -62,7 +65,7 @@ impl Service for AgentService {
                             let options = export::Options { mode, stop, restart_garage };
                             export::run(agent, &vm, &garage, options, &events).await?
                         }
-                        Destination::File(file) => export::file::run(agent, &vm, &file, stop, &events).await?,
+                        Destination::File(file) => export_file::run(agent, &vm, &file, stop, &events).await?,
                     };
                     to_value(&report)?
                 }

@@ -12,7 +12,7 @@ use time::OffsetDateTime;
 
 use crate::api::StatusReport;
 use crate::documents::{self, Receipt, ReceiptDisk};
-use crate::import::{guardian_name, ingress_protector, local};
+use crate::garage::import::{guardian_name, ingress_protector, local};
 use crate::journal::{Journal, Side, Step};
 use crate::{rg, status};
 

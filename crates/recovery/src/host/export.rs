@@ -1,8 +1,6 @@
 //! Step 1, fabric admin on the host: the damaged VM goes onto an RG disk, and that into the repair garage. Its disks
 //! go there as overlays on the originals, or, in copy mode, on the RG disk.
 
-pub(crate) mod file;
-
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
@@ -107,7 +105,7 @@ pub(crate) async fn run(
 }
 
 /// The VM can no longer be started or deleted.
-async fn hold(agent: &Agent, dvm: &VmLock, journal: &mut Journal, place: &str) -> Result<()> {
+pub(super) async fn hold(agent: &Agent, dvm: &VmLock, journal: &mut Journal, place: &str) -> Result<()> {
     if !journal.done(Step::Held) {
         dvm.dir().set_hold(Some(&Hold {
             recovery_id: journal.id(),
@@ -180,7 +178,7 @@ pub(crate) fn in_another(journal: &Journal) -> Error {
 }
 
 /// `to` is the command's own destination, for the remedy.
-fn check_damaged(dvm: &mut VmLock, stop: bool, to: &str) -> Result<()> {
+pub(super) fn check_damaged(dvm: &mut VmLock, stop: bool, to: &str) -> Result<()> {
     dvm.refuse_orphan()?;
     if dvm.is_running() && !stop {
         let vm = dvm.dir().name();
@@ -202,7 +200,7 @@ pub(crate) fn check_nesting(vmre: &mut VmLock, restart: bool) -> Result<()> {
 }
 
 /// The file system that holds `folder` has room for the RG disk.
-fn check_space(damaged: &VmSpec, mode: Mode, folder: &Path) -> Result<()> {
+pub(super) fn check_space(damaged: &VmSpec, mode: Mode, folder: &Path) -> Result<()> {
     let mut needed = RG_OVERHEAD;
     for disk in damaged.disks.iter().filter(|_| mode == Mode::Copy) {
         // What it takes on the disk; asking QEMU would need a lock that a running VM holds.

@@ -15,10 +15,11 @@ use time::{Duration, OffsetDateTime};
 
 use crate::api::Imported;
 use crate::documents::{self, RecoveryGrant};
-use crate::garage_key::GarageKey;
-use crate::grant::MAX_HOURS;
+use crate::garage::key::GarageKey;
+use crate::garage::tools;
 use crate::journal::{Journal, Side, Step};
-use crate::{rg, status, tools};
+use crate::tenant::grant::MAX_HOURS;
+use crate::{rg, status};
 use outcome::rfc3339;
 
 pub(crate) struct Options {

@@ -6,9 +6,10 @@ use outcome::Events;
 use outcome::{Error, Kind, Result};
 
 use crate::api::StatusReport;
-use crate::export::rg_serial;
+use crate::garage_host::attach;
+use crate::host::export::rg_serial;
 use crate::journal::{Journal, Side, Step};
-use crate::{attach, rg, status};
+use crate::{rg, status};
 
 /// Runs, or goes on with, a detachment.
 ///

@@ -5,8 +5,9 @@ use outcome::Events;
 use outcome::{Error, Kind, Result};
 
 use crate::api::StatusReport;
+use crate::host::{commit, reinstate};
 use crate::journal::Step;
-use crate::{commit, reinstate, status};
+use crate::status;
 
 /// Exchanges the VMs again and removes the repaired one.
 ///

@@ -28,9 +28,10 @@ use time::OffsetDateTime;
 
 use crate::api::StatusReport;
 use crate::documents::{self, Receipt};
-use crate::export::rg_serial;
+use crate::host::export::rg_serial;
+use crate::host::{commit, export};
 use crate::journal::{Journal, Side, Step};
-use crate::{commit, export, rg, status};
+use crate::{rg, status};
 
 /// A file in the VM's directory that says: this is the one that came back.
 const RETURNED: &str = "returned";

@@ -12,7 +12,7 @@ use outcome::Events;
 use outcome::{Context, Error, Kind, Next, Result};
 
 use crate::api::StatusReport;
-use crate::export::{check_nesting, check_specs, in_another, nested_on, rg_disk, rg_serial};
+use crate::host::export::{check_nesting, check_specs, in_another, nested_on, rg_disk, rg_serial};
 use crate::journal::{Journal, Side, Step};
 use crate::{rg, status};
 

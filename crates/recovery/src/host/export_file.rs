@@ -11,7 +11,7 @@ use outcome::{Error, Kind, Result};
 use uuid::Uuid;
 
 use crate::api::StatusReport;
-use crate::export::{check_damaged, check_space, hold, in_another};
+use crate::host::export::{check_damaged, check_space, hold, in_another};
 use crate::journal::{Journal, Side, Step};
 use crate::{rg, status};
 

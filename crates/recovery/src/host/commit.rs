@@ -9,8 +9,9 @@ use outcome::Events;
 use outcome::{Context, Error, Kind, Result};
 
 use crate::api::StatusReport;
+use crate::host::reinstate;
 use crate::journal::{Journal, Step};
-use crate::{reinstate, rg, status};
+use crate::{rg, status};
 
 /// Ends the keeping of an original.
 ///

@@ -1,0 +1,8 @@
+//! The guarded host's side: the VM leaves with `export`, comes back with `reinstate`, and stays repaired with `commit`
+//! or as it was with `rollback`.
+
+pub(crate) mod commit;
+pub(crate) mod export;
+pub(crate) mod export_file;
+pub(crate) mod reinstate;
+pub(crate) mod rollback;
