@@ -11,6 +11,7 @@ use outcome::{Error, Kind, Result};
 use serde::{Deserialize, Serialize};
 
 use crate::api::{Destination, GarageInfo, RecoveryRequest};
+use crate::garage::guardian::local;
 use crate::garage::key::GarageKey;
 use crate::garage::{finish, import};
 use crate::garage_host::{attach, detach};
@@ -26,7 +27,9 @@ pub struct AgentService {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum Request {
+    /// About VMs.
     Vm(host::api::VmRequest),
+    /// About recoveries.
     Recovery(RecoveryRequest),
 }
 
@@ -45,6 +48,7 @@ impl Request {
 }
 
 impl AgentService {
+    /// Answers requests with this agent.
     #[must_use]
     pub fn new(agent: Arc<Agent>) -> Self {
         AgentService { agent }
@@ -90,7 +94,7 @@ impl Service for AgentService {
                     to_value(&rollback::run(agent, &vm, stop, &events).await?)?
                 }
                 RecoveryRequest::GarageInit => {
-                    import::local(agent)?;
+                    local(agent)?;
                     let key = GarageKey::ensure(agent.store()).await?.public()?;
                     to_value(&GarageInfo { public_key: key.to_pem(), fingerprint: key.fingerprint() })?
                 }

@@ -1,20 +1,20 @@
-//! On the garage's host, where that is another than the VM's: the RG disk comes out of the garage when its owner has
-//! handed it back. The file stays where it is, to be carried back.
+//! On the garage's host, where that is not the VM's host: the RG disk comes out of the garage when its owner has
+//! handed the VM back. The file stays where it is, to be carried back.
 
 use host::Agent;
 use outcome::Events;
 use outcome::{Error, Kind, Result};
 
 use crate::api::StatusReport;
-use crate::garage_host::attach;
-use crate::host::export::rg_serial;
-use crate::journal::{Journal, Side, Step};
-use crate::{rg, status};
+use crate::journal::Journal;
+use crate::rg::{require_handed_back, rg_serial};
+use crate::step::{Side, Step};
+use crate::{status, vmre};
 
-/// Runs, or goes on with, a detachment.
+/// Runs or resumes a detachment.
 ///
 /// # Errors
-/// `WrongState` while the owner has not finished: the repair goes on undisturbed.
+/// `WrongState` while the owner has not finished: the repair is not disturbed.
 pub(crate) async fn run(agent: &Agent, vm: &str, events: &Events) -> Result<StatusReport> {
     let mut journal = Journal::open_for(agent.store(), vm)?.ok_or_else(|| {
         Error::new(Kind::NotFound, format!("no RG disk of {vm} is attached on this host"))
@@ -22,19 +22,19 @@ pub(crate) async fn run(agent: &Agent, vm: &str, events: &Events) -> Result<Stat
     })?;
     let (Side::GarageHost, Some(file)) = (journal.side(), journal.file().map(ToOwned::to_owned)) else {
         return Err(Error::new(Kind::WrongState, format!("the RG disk of {vm} was not attached from a file"))
-            .remedy(format!("`recovery reinstate` detaches it; {}", status::describe(&journal).sentence)));
+            .remedy(format!("`recovery reinstate` detaches it; {}", status::sentence(&journal))));
     };
     if !journal.done(Step::PluggedIn) {
         return Err(Error::new(Kind::WrongState, format!("the RG disk of {vm} is not attached"))
-            .remedy(status::describe(&journal).sentence));
+            .remedy(status::sentence(&journal)));
     }
-    if !journal.done(Step::TakenOut) {
-        events.say("look", "looking at what the owner handed back");
-        let mut garage = attach::lock_garage(agent, &journal)?;
-        rg::require_handed_back(&file, &rg_serial(journal.id()), garage.as_mut()).await?;
-        attach::take_out(&journal, garage.as_mut(), events).await?;
-        journal.mark(Step::TakenOut)?;
-    }
-    journal.mark(Step::Closed)?;
+    let take_out = async |journal: &mut Journal| {
+        events.say("look", "inspecting what the owner handed back");
+        let mut garage = vmre::lock(agent, journal)?;
+        require_handed_back(&file, &rg_serial(journal.id()), garage.as_mut()).await?;
+        vmre::take_out(journal, 0, garage.as_mut(), events).await
+    };
+    journal.step(Step::TakenOut, take_out).await?;
+    journal.step(Step::Closed, async |_| Ok(())).await?;
     Ok(status::describe(&journal))
 }

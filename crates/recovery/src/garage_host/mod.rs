@@ -3,3 +3,5 @@
 
 pub(crate) mod attach;
 pub(crate) mod detach;
+mod rg;
+pub(crate) mod undo;

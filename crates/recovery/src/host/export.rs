@@ -6,21 +6,24 @@ use std::path::Path;
 
 use garage::Mode;
 use host::api::Hold;
-use host::store::VmDir;
 use host::{Agent, VmLock, free_space, image};
-use machine::{DiskFormat, DiskSpec, Policy, VmSpec};
+use machine::{DiskSpec, VmSpec};
 use outcome::Events;
 use outcome::{Context, Error, Kind, Result};
 use uuid::Uuid;
 
 use crate::api::StatusReport;
-use crate::journal::{Journal, Side, Step};
-use crate::{rg, status};
+use crate::host::rg::{create, overlays};
+use crate::journal::{Beginning, Journal};
+use crate::rg::rg_disk;
+use crate::status::{self, in_another};
+use crate::step::{Side, Step};
+use crate::vmre::{check_nesting, check_specs, nested_on};
 
-/// What the garage needs beyond the damaged VM's own memory: its kernel, QEMU, swtpm, the firmware.
-pub(crate) const GARAGE_OVERHEAD_MIB: u32 = 512;
 /// What the RG disk needs beyond the disks themselves.
 const RG_OVERHEAD: u64 = 96 << 20;
+/// The way for disks that cannot travel as overlays.
+const ADD_COPY: &str = "let the disks travel on the RG disk: add --copy";
 
 pub(crate) struct Options {
     pub mode: Mode,
@@ -28,7 +31,7 @@ pub(crate) struct Options {
     pub restart_garage: bool,
 }
 
-/// Runs, or goes on with, an export.
+/// Runs or resumes an export.
 ///
 /// # Errors
 /// A refusal for each check of the table in `docs/recovery.md`; nothing has changed then.
@@ -39,17 +42,15 @@ pub(crate) async fn run(
     options: Options,
     events: &Events,
 ) -> Result<StatusReport> {
-    if agent.keys().is_local() {
-        return Err(Error::new(Kind::WrongState, "an export starts on the guarded host, not inside a garage"));
-    }
+    refuse_in_garage(agent)?;
     if vm == garage {
         return Err(Error::new(Kind::BadInput, "a VM cannot be its own repair garage")
             .remedy("name another shielded VM with --to"));
     }
     let mut dvm = agent.lock(vm)?;
     let mut vmre = agent.lock(garage)?;
-    let mut journal = resume(agent, vm, garage, options.mode)?;
-    if let Some(journal) = &journal
+    let resumed = find(agent, vm, garage, options.mode)?;
+    if let Some(journal) = &resumed
         && journal.is_exported()
     {
         return Ok(status::describe(journal));
@@ -67,114 +68,81 @@ pub(crate) async fn run(
     if dvm.is_running() {
         dvm.stop(false, events).await?;
     }
-    let journal = match &mut journal {
+    let mut journal = match resumed {
         Some(journal) => journal,
-        None => journal.insert(Journal::begin(
+        None => Journal::begin(
             agent.store(),
-            Side::Host,
-            Uuid::new_v4(),
-            vm,
-            Some(garage),
-            None,
-            options.mode,
-        )?),
+            Beginning {
+                side: Side::Host,
+                id: Uuid::new_v4(),
+                vm,
+                garage: Some(garage),
+                file: None,
+                mode: options.mode,
+            },
+        )?,
     };
-    hold(agent, &dvm, journal, garage).await?;
-    if !journal.done(Step::NestedOn) {
-        nested_on(agent, &mut vmre, events).await?;
-        journal.mark(Step::NestedOn)?;
-    }
-    let disk = journal.dir().join("rg.vhdx");
-    if !journal.done(Step::RgDiskMade) {
-        // Complete or not, nobody has written down that it is: a crash came in between.
+    hold(agent, &dvm, &mut journal, garage).await?;
+    journal.step(Step::NestedOn, async |_| nested_on(agent, &mut vmre, events).await).await?;
+    let make = async |journal: &mut Journal| {
+        // Complete or not, it is not recorded: a crash came in between.
         journal.clear_files()?;
-        rg::create(&disk, journal.id(), dvm.dir(), options.mode, events).await?;
-        journal.mark(Step::RgDiskMade)?;
-    }
-    events.say("attach", format!("attaching the RG disk to {garage}"));
-    // The RG disk last: when the garage sees it, everything is there.
-    if options.mode == Mode::Overlay {
-        for overlay in rg::overlays(journal.dir(), journal.id(), &dvm.dir().spec()?) {
-            vmre.attach(&overlay).await?;
-        }
-    }
-    let size = image::info(&disk).await?.virtual_size;
-    vmre.attach(&rg_disk(&disk, size, journal.id())).await?;
-    journal.mark(Step::Attached)?;
-    Ok(status::describe(journal))
+        create(&journal.rg_disk(), journal.id(), dvm.dir(), options.mode, events).await
+    };
+    journal.step(Step::RgDiskMade, make).await?;
+    journal.step(Step::Attached, async |journal| attach(journal, &dvm, &mut vmre, events).await).await?;
+    Ok(status::describe(&journal))
 }
 
-/// The VM can no longer be started or deleted.
+/// An export starts where the VM runs.
+pub(super) fn refuse_in_garage(agent: &Agent) -> Result<()> {
+    if agent.keys().is_local() {
+        return Err(Error::new(Kind::WrongState, "an export starts on the guarded host, not inside a garage"));
+    }
+    Ok(())
+}
+
+/// The VM cannot be started or deleted any more.
 pub(super) async fn hold(agent: &Agent, dvm: &VmLock, journal: &mut Journal, place: &str) -> Result<()> {
-    if !journal.done(Step::Held) {
+    let hold = async |journal: &mut Journal| {
         dvm.dir().set_hold(Some(&Hold {
             recovery_id: journal.id(),
             reason: format!("it is in recovery in {place}; reinstate or abort the recovery first"),
             may_start: false,
         }))?;
-        agent.forget_offline_key(dvm.dir()).await?;
-        journal.mark(Step::Held)?;
-    }
-    Ok(())
+        agent.forget_offline_key(dvm.dir()).await
+    };
+    journal.step(Step::Held, hold).await
 }
 
-/// The RG disk as a garage gets it.
-pub(crate) fn rg_disk(path: &Path, size: u64, recovery: Uuid) -> DiskSpec {
-    DiskSpec {
-        path: path.to_owned(),
-        format: DiskFormat::Vhdx,
-        serial: rg_serial(recovery),
-        size,
-        backing: None,
-        opaque: false,
-    }
-}
-
-/// The RG disk's serial number, by which it is found for detaching.
-#[must_use]
-pub(crate) fn rg_serial(recovery: Uuid) -> String {
-    format!("rg-{}", &recovery.simple().to_string()[..16])
-}
-
-/// Takes from the garage everything that the export attached.
-pub(crate) async fn detach(journal: &Journal, dvm: &VmDir, garage: &mut VmLock) -> Result<()> {
-    garage.detach(&rg_serial(journal.id())).await?;
+/// Gives the garage the overlays, and the RG disk last: when the garage sees that, everything has arrived.
+async fn attach(journal: &Journal, dvm: &VmLock, vmre: &mut VmLock, events: &Events) -> Result<()> {
+    events.say("attach", format!("attaching the RG disk to {}", vmre.dir().name()));
     if journal.mode() == Mode::Overlay {
-        for overlay in rg::overlays(journal.dir(), journal.id(), &dvm.spec()?) {
-            garage.detach(&overlay.serial).await?;
+        for overlay in overlays(journal.dir(), journal.id(), &dvm.dir().spec()?) {
+            vmre.attach(&overlay).await?;
         }
     }
-    Ok(())
+    let disk = journal.rg_disk();
+    let size = image::info(&disk).await?.virtual_size;
+    vmre.attach(&rg_disk(&disk, size, journal.id())).await
 }
 
-fn resume(agent: &Agent, vm: &str, garage: &str, mode: Mode) -> Result<Option<Journal>> {
+/// An export that was cut short.
+fn find(agent: &Agent, vm: &str, garage: &str, mode: Mode) -> Result<Option<Journal>> {
     let Some(journal) = Journal::open_for(agent.store(), vm)? else { return Ok(None) };
     if journal.side() == Side::Host && journal.garage() == Some(garage) {
         if journal.mode() == mode {
             return Ok(Some(journal));
         }
         let (began, flag) = match journal.mode() {
-            Mode::Copy => ("as a copy", "with --copy"),
+            Mode::Copy => ("in copy mode", "with --copy"),
             Mode::Overlay => ("in overlay mode", "without --copy"),
         };
-        return Err(Error::new(Kind::WrongState, format!("the export of {vm} began {began}"))
-            .remedy(format!("go on with it {flag}, or give it up first: drydock recovery abort {vm}")));
+        return Err(Error::new(Kind::WrongState, format!("the export of {vm} was started {began}"))
+            .remedy(format!("run it again {flag}, or abort it first: drydock recovery abort {vm}")));
     }
     Err(in_another(&journal))
-}
-
-/// The VM, or one of its name from another host, is in a recovery that this command does not go on with.
-pub(crate) fn in_another(journal: &Journal) -> Error {
-    let vm = journal.vm();
-    let message = match (journal.side(), journal.garage(), journal.file()) {
-        (Side::GarageHost, garage, _) => {
-            format!("a VM named {vm} of another host is in recovery in {} here", garage.unwrap_or("a garage"))
-        }
-        (_, None, Some(file)) => format!("{vm} is in recovery already, in the file {}", file.display()),
-        (_, garage, _) => format!("{vm} is in recovery in {} already", garage.unwrap_or("another garage")),
-    };
-    Error::new(Kind::WrongState, message)
-        .remedy(format!("drydock recovery status {vm}; or abort that one: drydock recovery abort {vm}"))
 }
 
 /// `to` is the command's own destination, for the remedy.
@@ -188,33 +156,22 @@ pub(super) fn check_damaged(dvm: &mut VmLock, stop: bool, to: &str) -> Result<()
     Ok(())
 }
 
-/// The garage has nested virtualization, or may be given it.
-pub(crate) fn check_nesting(vmre: &mut VmLock, restart: bool) -> Result<()> {
-    vmre.refuse_orphan()?;
-    let garage = vmre.dir().spec()?;
-    if vmre.is_running() && !garage.nested && !restart {
-        return Err(Error::new(Kind::WrongState, format!("{} runs without nested virtualization", garage.name))
-            .remedy("stop it first, or let this command restart it: --restart-garage"));
-    }
-    Ok(())
-}
-
-/// The file system that holds `folder` has room for the RG disk.
-pub(super) fn check_space(damaged: &VmSpec, mode: Mode, folder: &Path) -> Result<()> {
+/// The file system that holds `directory` has room for the RG disk.
+pub(super) fn check_space(damaged: &VmSpec, mode: Mode, directory: &Path) -> Result<()> {
     let mut needed = RG_OVERHEAD;
     for disk in damaged.disks.iter().filter(|_| mode == Mode::Copy) {
         // What it takes on the disk; asking QEMU would need a lock that a running VM holds.
         let file = std::fs::metadata(&disk.path)
-            .context(Kind::NotFound, || format!("{}: the VM's disk cannot be looked at", disk.path.display()))?;
+            .context(Kind::NotFound, || format!("cannot inspect the VM's disk {}", disk.path.display()))?;
         needed = needed.saturating_add(file.blocks().saturating_mul(512));
     }
-    let free = free_space(folder)?;
+    let free = free_space(directory)?;
     if free < needed {
         return Err(Error::new(
             Kind::NoSpace,
             format!("the RG disk needs {} MiB and {} MiB are free", needed >> 20, free >> 20),
         )
-        .remedy(format!("free space below {}", folder.display())));
+        .remedy(format!("free space below {}", directory.display())));
     }
     Ok(())
 }
@@ -226,11 +183,11 @@ fn check_ports(damaged: &VmSpec, attached: usize, garage: &str) -> Result<()> {
         return Err(Error::new(
             Kind::NoSpace,
             format!(
-                "{} needs {needed} ports in {garage}, one for each disk and one more; {free} are free",
+                "{} needs {needed} ports in {garage}, one for each disk and one for the RG disk; {free} are free",
                 damaged.name
             ),
         )
-        .remedy("let the disks travel on one: add --copy"));
+        .remedy(ADD_COPY));
     }
     Ok(())
 }
@@ -241,114 +198,48 @@ fn check_blocks(damaged: &VmSpec) -> Result<()> {
         None => Ok(()),
         Some(disk) => Err(Error::new(
             Kind::BadInput,
-            format!("disk {} has {} bytes, which are no whole blocks of 4096", disk.serial, disk.size),
+            format!("disk {} has {} bytes, which is not a multiple of 4096", disk.serial, disk.size),
         )
-        .remedy("let the disks travel on the RG disk: add --copy")),
+        .remedy(ADD_COPY)),
     }
-}
-
-/// The checks that need only the two specifications.
-pub(crate) fn check_specs(damaged: &VmSpec, garage: &VmSpec) -> Result<()> {
-    for vm in [damaged, garage] {
-        if vm.policy != Policy::Shielded {
-            return Err(Error::new(Kind::Refused, format!("{} is not shielded but {}", vm.name, vm.policy))
-                .remedy("an encryption-supported VM has a console on its host; recovery is for shielded ones"));
-        }
-    }
-    let shared = damaged.nics.iter().any(|nic| garage.nics.iter().any(|other| other.switch == nic.switch));
-    if !shared {
-        return Err(Error::new(
-            Kind::BadInput,
-            format!("{} and {} are on different virtual switches", damaged.name, garage.name),
-        )
-        .remedy("use a garage on the same switch: inside it the repaired VM must reach its own network"));
-    }
-    let needed = damaged.memory_mib.saturating_add(GARAGE_OVERHEAD_MIB);
-    if garage.memory_mib < needed {
-        return Err(Error::new(
-            Kind::NoSpace,
-            format!(
-                "{} has {} MiB of memory; to run {} inside it needs {needed} MiB",
-                garage.name, garage.memory_mib, damaged.name
-            ),
-        )
-        .remedy("use a garage with more memory"));
-    }
-    Ok(())
-}
-
-pub(crate) async fn nested_on(agent: &Agent, vmre: &mut VmLock, events: &Events) -> Result<()> {
-    let mut spec = vmre.dir().spec()?;
-    if spec.nested {
-        return Ok(());
-    }
-    let was_running = vmre.is_running();
-    if was_running {
-        vmre.stop(false, events).await?;
-    }
-    spec.nested = true;
-    vmre.dir().write_spec(&spec)?;
-    if was_running {
-        agent.start(vmre, events).await?;
-    }
-    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use machine::{ConsoleProfile, Firmware, NicSpec};
+    use machine::{ConsoleProfile, DiskFormat, Firmware, Policy};
 
-    fn vm(name: &str) -> VmSpec {
+    fn vm(disks: Vec<DiskSpec>) -> VmSpec {
         VmSpec {
             id: Uuid::new_v4(),
-            name: name.into(),
+            name: "dvm".into(),
             memory_mib: 1024,
             vcpus: 1,
             nested: false,
             policy: Policy::Shielded,
             console_profile: ConsoleProfile::default(),
-            disks: Vec::new(),
-            nics: vec![NicSpec { switch: "br0".into(), mac: "52:54:00:00:00:01".into() }],
+            disks,
+            nics: Vec::new(),
             firmware: Firmware { code: "/code".into(), vars_template: "/vars".into() },
         }
     }
 
     #[test]
-    fn each_check_refuses_on_its_own() {
-        let damaged = vm("dvm");
-        let good = VmSpec { memory_mib: 1024 + GARAGE_OVERHEAD_MIB, ..vm("vmre") };
-        check_specs(&damaged, &good).unwrap();
-
-        let small = VmSpec { memory_mib: 1023 + GARAGE_OVERHEAD_MIB, ..good.clone() };
-        assert_eq!(check_specs(&damaged, &small).unwrap_err().kind, Kind::NoSpace);
-
-        let mut elsewhere = good.clone();
-        elsewhere.nics[0].switch = "br1".into();
-        let refused = check_specs(&damaged, &elsewhere).unwrap_err();
-        assert!(refused.message.contains("different virtual switches"));
-
+    fn what_cannot_travel_as_overlays_is_refused() {
+        let damaged = vm(Vec::new());
         check_ports(&damaged, 1, "vmre").unwrap();
         assert_eq!(check_ports(&damaged, machine::qemu::HOT_PORTS, "vmre").unwrap_err().kind, Kind::NoSpace);
 
-        let mut odd = damaged.clone();
-        odd.disks.push(DiskSpec {
+        let odd = vm(vec![DiskSpec {
             path: "/odd".into(),
             format: DiskFormat::Raw,
             serial: "odd".into(),
             size: 4096 + 512,
             backing: None,
             opaque: false,
-        });
+        }]);
         check_blocks(&damaged).unwrap();
         assert!(check_blocks(&odd).unwrap_err().remedy.is_some_and(|next| next.contains("--copy")));
-
-        for open in [
-            (VmSpec { policy: Policy::EncryptionSupported, ..damaged.clone() }, good.clone()),
-            (damaged.clone(), VmSpec { policy: Policy::EncryptionSupported, ..good.clone() }),
-        ] {
-            assert_eq!(check_specs(&open.0, &open.1).unwrap_err().kind, Kind::Refused);
-        }
     }
 }

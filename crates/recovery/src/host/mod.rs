@@ -4,5 +4,9 @@
 pub(crate) mod commit;
 pub(crate) mod export;
 pub(crate) mod export_file;
+mod original;
 pub(crate) mod reinstate;
+mod rg;
 pub(crate) mod rollback;
+pub(crate) mod undo;
+mod verify;
