@@ -3,10 +3,10 @@
 //!
 //! ```text
 //! STORE/recoveries/ID/journal.json
-//! STORE/recoveries/ID/rg.vhdx        host side: the RG disk
+//! STORE/recoveries/ID/rg.vhdx          host side: the RG disk
 //! STORE/recoveries/ID/overlay-N.qcow2  host side, overlay mode: what the repair changes of disk N
-//! STORE/recoveries/ID/staging/       host side: the VM as it comes back; after the exchange, as it was
-//! STORE/recoveries/ID/ingress.xml    garage side: the key protector that the VM arrived with
+//! STORE/recoveries/ID/staging/         host side: the VM as it comes back; after the exchange, as it was
+//! STORE/recoveries/ID/ingress.xml      garage side: the key protector that the VM arrived with
 //! ```
 //!
 //! Where the garage is on another host, the RG disk is a file that its admins carry: the journal names it, on either

@@ -16,7 +16,7 @@
 //!   original verify                   rg undo
 //!       rg undo
 //!          └────────────┼───────────────┴────────────┘
-//!     vmre   rg   status   documents                         shared by the sides
+//!     vmre   damaged   rg   status   documents               shared by the sides
 //!               journal                                      runs the steps, undoes them
 //!                step                                        the table of steps
 //! ```
@@ -28,6 +28,7 @@
 //! | [`documents`] | request, grant and hand-back receipt |
 //! | `rg` | what all sides know of the RG disk |
 //! | `vmre` | the repair garage as a VM of its host |
+//! | `damaged` | the damaged VM, as a command must find it |
 //! | `status` | where a recovery stands, for people |
 //! | [`api`] | the agent's requests about recoveries, and its answers |
 //!
@@ -54,6 +55,7 @@
 mod abort;
 pub mod api;
 mod crash;
+mod damaged;
 pub mod documents;
 mod garage;
 mod garage_host;

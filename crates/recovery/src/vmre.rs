@@ -2,10 +2,11 @@
 //! of a recovery.
 
 use host::{Agent, VmLock};
-use machine::{Policy, VmSpec};
+use machine::VmSpec;
 use outcome::Events;
 use outcome::{Error, Kind, Result};
 
+use crate::damaged::require_shielded;
 use crate::journal::Journal;
 use crate::rg::{overlay_serials, rg_serial};
 
@@ -21,15 +22,6 @@ pub(crate) fn check_nesting(vmre: &mut VmLock, restart: bool) -> Result<()> {
             .remedy("stop it first, or let this command restart it: --restart-garage"));
     }
     Ok(())
-}
-
-/// A recovery is for shielded VMs, and happens in one.
-pub(crate) fn require_shielded(vm: &VmSpec) -> Result<()> {
-    if vm.policy == Policy::Shielded {
-        return Ok(());
-    }
-    Err(Error::new(Kind::Refused, format!("{} is not shielded but {}", vm.name, vm.policy))
-        .remedy("an encryption-supported VM has a console on its host; recovery is for shielded ones"))
 }
 
 /// The checks that need only the two specifications.
@@ -103,7 +95,7 @@ pub(crate) async fn take_out(
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use machine::{ConsoleProfile, Firmware, NicSpec};
+    use machine::{ConsoleProfile, Firmware, NicSpec, Policy};
     use uuid::Uuid;
 
     fn vm(name: &str) -> VmSpec {

@@ -11,6 +11,7 @@ use outcome::{Context, Error, Kind, Result};
 use time::OffsetDateTime;
 
 use crate::api::StatusReport;
+use crate::damaged::require_off;
 use crate::documents::{self, Receipt, ReceiptDisk};
 use crate::garage::guardian::{self, local};
 use crate::garage::import::ingress_protector;
@@ -61,12 +62,8 @@ pub(crate) async fn run(agent: &Agent, vm: Option<&str>, stop: bool, events: &Ev
 /// The VM, which does not run.
 async fn stopped(agent: &Agent, name: &str, stop: bool, events: &Events) -> Result<VmLock> {
     let mut lock = agent.lock_dir(agent.store().vm_dir(name)?)?;
-    lock.refuse_orphan()?;
+    require_off(&mut lock, stop, &format!("finish {name}"))?;
     if lock.is_running() {
-        if !stop {
-            return Err(Error::new(Kind::WrongState, format!("{name} is running"))
-                .remedy(format!("shut it down first, or: drydock recovery finish {name} --stop")));
-        }
         lock.stop(false, events).await?;
     }
     Ok(lock)

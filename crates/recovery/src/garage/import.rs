@@ -11,7 +11,7 @@ use key_protector::{Guardian, Protector, Role, Rolled, Wrapping};
 use machine::record::SealedRecord;
 use machine::{DiskFormat, NicSpec, Policy, VmSpec};
 use outcome::Events;
-use outcome::{Context, Error, Kind, Next, Result};
+use outcome::{Context, Error, Kind, Next, Result, rfc3339};
 use time::OffsetDateTime;
 
 use crate::api::Imported;
@@ -22,7 +22,6 @@ use crate::garage::{rg, tools};
 use crate::journal::{Beginning, Journal};
 use crate::status;
 use crate::step::{Side, Step};
-use outcome::rfc3339;
 
 /// The remedy for a grant that does not fit.
 const REQUEST_AGAIN: &str = "make a new request with `drydock recovery import` and have that one granted";

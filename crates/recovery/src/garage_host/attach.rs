@@ -19,7 +19,7 @@ use crate::status::{self, in_another};
 use crate::step::{Side, Step};
 use crate::vmre::{check_nesting, check_specs, nested_on};
 
-/// The remedy for a file that is not there to attach.
+/// The remedy for anything but an RG disk in a file.
 const EXPORTED: &str = "name the file that `drydock recovery export VM --to-file` made on the VM's host";
 
 /// Runs or resumes an attachment.

@@ -38,8 +38,8 @@ pub(super) fn kept(agent: &Agent, vm: &str) -> Result<Journal> {
     Ok(journal)
 }
 
-/// Merges what there is to merge and closes the recovery. There is no way back from its first write on; and it can be
-/// run again from wherever it was stopped.
+/// Merges the overlays, if there are any, and closes the recovery. There is no way back from its first write on; and it
+/// can be run again from wherever it was stopped.
 ///
 /// # Errors
 /// When a merge or the file system refuses.

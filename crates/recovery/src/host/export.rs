@@ -13,6 +13,7 @@ use outcome::{Context, Error, Kind, Result};
 use uuid::Uuid;
 
 use crate::api::StatusReport;
+use crate::damaged::require_off;
 use crate::host::rg::{create, overlays};
 use crate::journal::{Beginning, Journal};
 use crate::rg::rg_disk;
@@ -57,7 +58,7 @@ pub(crate) async fn run(
     }
     let (damaged, spec) = (dvm.dir().spec()?, vmre.dir().spec()?);
     check_specs(&damaged, &spec)?;
-    check_damaged(&mut dvm, options.stop, &format!("--to {garage}"))?;
+    require_off(&mut dvm, options.stop, &format!("export {vm} --to {garage}"))?;
     check_nesting(&mut vmre, options.restart_garage)?;
     if options.mode == Mode::Overlay {
         check_ports(&damaged, vmre.dir().attached()?.len(), garage)?;
@@ -143,17 +144,6 @@ fn find(agent: &Agent, vm: &str, garage: &str, mode: Mode) -> Result<Option<Jour
             .remedy(format!("run it again {flag}, or abort it first: drydock recovery abort {vm}")));
     }
     Err(in_another(&journal))
-}
-
-/// `to` is the command's own destination, for the remedy.
-pub(super) fn check_damaged(dvm: &mut VmLock, stop: bool, to: &str) -> Result<()> {
-    dvm.refuse_orphan()?;
-    if dvm.is_running() && !stop {
-        let vm = dvm.dir().name();
-        return Err(Error::new(Kind::WrongState, format!("{vm} is running"))
-            .remedy(format!("stop it first, or let the export do it: drydock recovery export {vm} {to} --stop")));
-    }
-    Ok(())
 }
 
 /// The file system that holds `directory` has room for the RG disk.

@@ -10,12 +10,12 @@ use outcome::{Error, Kind, Result};
 use uuid::Uuid;
 
 use crate::api::StatusReport;
-use crate::host::export::{check_damaged, check_space, hold, refuse_in_garage};
+use crate::damaged::{require_off, require_shielded};
+use crate::host::export::{check_space, hold, refuse_in_garage};
 use crate::host::rg::{create, is_outbound};
 use crate::journal::{Beginning, Journal};
 use crate::status::{self, in_another};
 use crate::step::{Side, Step};
-use crate::vmre::require_shielded;
 
 /// Runs or resumes an export into the new file `file`.
 ///
@@ -32,7 +32,7 @@ pub(crate) async fn run(agent: &Agent, vm: &str, file: &Path, stop: bool, events
     }
     let damaged = dvm.dir().spec()?;
     require_shielded(&damaged)?;
-    check_damaged(&mut dvm, stop, &format!("--to-file {}", file.display()))?;
+    require_off(&mut dvm, stop, &format!("export {vm} --to-file {}", file.display()))?;
     let directory = check_target(file, resumed.is_some())?;
     check_space(&damaged, Mode::Copy, directory)?;
 

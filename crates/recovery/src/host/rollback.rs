@@ -5,6 +5,7 @@ use outcome::Events;
 use outcome::{Error, Kind, Result};
 
 use crate::api::StatusReport;
+use crate::damaged::require_off;
 use crate::host::commit::kept;
 use crate::host::original::{is_returned, is_settled};
 use crate::host::undo::OnHost;
@@ -24,11 +25,7 @@ pub(crate) async fn run(agent: &Agent, vm: &str, stop: bool, events: &Events) ->
     }
     // A rollback that was cut short has exchanged them already.
     if is_returned(dvm.dir()) {
-        dvm.refuse_orphan()?;
-        if dvm.is_running() && !stop {
-            return Err(Error::new(Kind::WrongState, format!("{vm} is running"))
-                .remedy(format!("stop it first, or let the rollback do it: drydock recovery rollback {vm} --stop")));
-        }
+        require_off(&mut dvm, stop, &format!("rollback {vm}"))?;
         events.say("roll-back", format!("putting {vm} back as it was before its repair"));
     }
     // The RG disk left the garage before the VM was reinstated.
