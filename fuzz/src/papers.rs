@@ -4,9 +4,8 @@ use hgs::Permit;
 use key_protector::signed;
 use recovery::documents::{
     self, KnownGarage, Receipt, ReceiptDisk, RecoveryGrant, RecoveryRequest, read_grant, read_receipt, read_request,
-    write_request_file,
+    signed_bytes, write_request_file,
 };
-use recovery::garage_key::signed_bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use time::Duration;
