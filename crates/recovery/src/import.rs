@@ -6,7 +6,7 @@ use host::api::Hold;
 use host::keys::{KeySource, LocalGuardians};
 use host::store::VmDir;
 use host::{Agent, VmLock, check_record};
-use key_protector::{Guardian, GuardianKeys, Protector, Role, Wrapping};
+use key_protector::{Approval, Guardian, GuardianKeys, Protector, Role, Wrapping};
 use machine::record::SealedRecord;
 use machine::{DiskFormat, NicSpec, Policy, VmSpec};
 use outcome::Events;
@@ -199,7 +199,7 @@ async fn take_grant(
     document: &[u8],
     events: &Events,
 ) -> Result<Imported> {
-    let (grant, signer) = documents::read_grant(what, document)?;
+    let (grant, verified) = documents::read_grant(what, document)?;
     let mut lock = agent.lock(&grant.vm_name).map_err(|e| {
         if e.kind == Kind::NotFound {
             Error::new(Kind::BadInput, format!("{what} is for '{}', which is not imported here", grant.vm_name))
@@ -214,10 +214,10 @@ async fn take_grant(
     let guardian = guardians.get(&guardian_name(&journal))?.ok_or_else(|| {
         Error::new(Kind::WrongState, "the recovery guardian is gone").remedy("drydock recovery abort, then start again")
     })?;
-    if signer.fingerprint() != ingress.owner().signing_certificate().fingerprint() {
-        return Err(Error::new(Kind::BadInput, format!("{what} is not signed by the owner of {}", grant.vm_name))
-            .remedy("have it made with the owner guardian: drydock recovery grant REQUEST --owner NAME"));
-    }
+    Approval::of_owner(&ingress).check(verified).map_err(|_| {
+        Error::new(Kind::BadInput, format!("{what} is not signed by the owner of {}", grant.vm_name))
+            .remedy("have it made with the owner guardian: drydock recovery grant REQUEST --owner NAME")
+    })?;
     check_grant(what, &grant, &journal, &ingress, &guardian, lock.dir().spec()?.id)?;
     if !journal.done(Step::PolicyLowered) {
         lower(agent, &mut lock, &mut journal, what, &grant, &ingress, &guardian, events).await?;

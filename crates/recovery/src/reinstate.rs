@@ -19,7 +19,7 @@ use garage::Mode;
 use host::api::Hold;
 use host::store::VmDir;
 use host::{Agent, VmLock};
-use key_protector::{Protector, Role};
+use key_protector::{Approval, Protector, Role};
 use machine::{Backing, DiskFormat, DiskSpec, Policy, VmSpec};
 use outcome::Events;
 use outcome::{Context, Error, Kind, Next, Result};
@@ -212,8 +212,8 @@ async fn verify(journal: &Journal, disk: &Path, original: &VmDir) -> Result<Back
     if signer.role() != Role::Recovery {
         return wrong("protector", "it is not signed by a recovery guardian".into());
     }
-    let (receipt, by) = documents::read_receipt(&format!("{what}: the receipt"), &handback.receipt)?;
-    if by.fingerprint() != signer.signing_certificate().fingerprint() {
+    let (receipt, verified) = documents::read_receipt(&format!("{what}: the receipt"), &handback.receipt)?;
+    if Approval::of(signer.signing_certificate()).check(verified).is_err() {
         return wrong("receipt", "it is signed by another than the recovery guardian".into());
     }
     let expected = [
