@@ -145,8 +145,13 @@ mod tests {
 
     use super::*;
     use crate::metadata::Body;
-    use crate::private_keys::sign;
     use crate::test_support::{assert_refused, guardian};
+    use crate::{Guardian, Signer};
+
+    fn sign(by: &Guardian, message: &[u8]) -> Signature {
+        let algorithm = algorithm_of(by.public().signing());
+        Signature { algorithm, value: by.sign(algorithm, message).unwrap() }
+    }
 
     #[test]
     fn round_trip() {
@@ -183,20 +188,20 @@ mod tests {
                 encryption_signature: &signature,
                 self_signature: &own,
             };
-            let document = sign(fabric, &body.to_be_signed().unwrap()).unwrap();
+            let document = sign(fabric, &body.to_be_signed().unwrap());
             let xml = body.signed_by(&document).unwrap();
             GuardianPublic::parse(xml.as_bytes()).map(drop)
         };
         let (signature, own) = (&public.encryption_signature, &public.self_signature);
         assert!(with(public, signature.clone(), own.clone()).is_ok());
-        let by_other = sign(other, public.encryption.der()).unwrap();
+        let by_other = sign(other, public.encryption.der());
         let refused = with(public, by_other, own.clone());
         assert_refused!(refused, GuardianSelf);
-        let by_other = sign(other, public.signing.der()).unwrap();
+        let by_other = sign(other, public.signing.der());
         let refused = with(public, signature.clone(), by_other);
         assert_refused!(refused, GuardianSelf);
         // Somebody else's encryption certificate cannot be claimed under another name.
-        let claimed = sign(fabric, other.public().encryption.der()).unwrap();
+        let claimed = sign(fabric, other.public().encryption.der());
         let refused = with(other.public(), claimed, own.clone());
         assert_refused!(refused, NamesDiffer);
 
@@ -206,7 +211,7 @@ mod tests {
             encryption_signature: signature,
             self_signature: own,
         };
-        let document = sign(other, &body.to_be_signed().unwrap()).unwrap();
+        let document = sign(other, &body.to_be_signed().unwrap());
         let xml = body.signed_by(&document).unwrap();
         let refused = GuardianPublic::parse(xml.as_bytes());
         assert_refused!(refused, MetadataSignature);
