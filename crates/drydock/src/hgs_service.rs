@@ -21,7 +21,7 @@ pub(crate) fn run(command: Hgs, out: &Output) -> Result<()> {
     runtime()?.block_on(async {
         match command {
             Hgs::Init { dir, name, san, mode, store, strict } => {
-                outcome::check_name(&name)?;
+                outcome::check_name_of("HGS", &name)?;
                 let mode = match mode {
                     ModeArg::HostKey => HostKind::HostKey,
                     ModeArg::Tpm => HostKind::Tpm,

@@ -39,7 +39,7 @@ impl Keyring {
     }
 
     pub(crate) fn path(&self, name: &str, extension: &str) -> Result<PathBuf> {
-        outcome::check_name(name)?;
+        outcome::check_name_of(if extension == GARAGE { GARAGE } else { "guardian" }, name)?;
         Ok(self.dir.join(format!("{name}.{extension}")))
     }
 
@@ -66,7 +66,7 @@ impl Keyring {
     }
 
     fn find(&self, name: &str) -> Result<Entry> {
-        outcome::check_name(name)?;
+        outcome::check_name_of("guardian", name)?;
         self.entries()?.into_iter().find(|e| e.name == name).ok_or_else(|| {
             Error::new(Kind::NotFound, format!("there is no guardian '{name}' in {}", self.dir.display()))
                 .remedy("drydock guardian list; make one with `guardian new`, take one in with `guardian import`")
@@ -88,7 +88,7 @@ impl Keyring {
     }
 
     pub(crate) fn must_be_new(&self, name: &str) -> Result<()> {
-        outcome::check_name(name)?;
+        outcome::check_name_of("guardian", name)?;
         match self.entries()?.into_iter().find(|e| e.name == name) {
             None => Ok(()),
             Some(entry) => Err(Error::new(Kind::WrongState, format!("{} exists already", entry.file.display()))

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use hgs::Permit;
-use key_protector::{Guardian, Protector as Document, Wrapping};
+use key_protector::{Protector as Document, Signer, Wrapping};
 use outcome::rfc3339;
 use outcome::{Context, Error, Kind, Next, Result};
 use serde_json::{Value, json};
@@ -96,7 +96,7 @@ pub(crate) fn run(command: Protector, out: &Output) -> Result<()> {
 }
 
 /// The owner's word that one protector comes after the other, for the VM that has the first.
-fn write_change(target: Option<&Path>, owner: &Guardian, from: &Document, to: &Document) -> Result<()> {
+fn write_change(target: Option<&Path>, owner: &dyn Signer, from: &Document, to: &Document) -> Result<()> {
     let Some(target) = target else { return Ok(()) };
     must_not_exist(target)?;
     write(target, &host::protector_update::sign(owner, from, to)?)

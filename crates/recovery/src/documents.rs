@@ -2,7 +2,8 @@
 
 use attestation::HostPublicKey;
 use base64::prelude::{BASE64_STANDARD, Engine as _};
-use key_protector::{Certificate, Guardian, GuardianPublic, Protector, signed};
+use key_protector::signed::{self, Verified};
+use key_protector::{Approval, GuardianPublic, Protector, Signer};
 use outcome::{Context, Error, Kind, Next, Result};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -96,12 +97,12 @@ pub struct ReceiptDisk {
     pub sha256: Option<String>,
 }
 
-fn sign<T: Serialize>(kind: &str, payload: &T, by: &Guardian) -> Result<Vec<u8>> {
+fn sign<T: Serialize>(kind: &str, payload: &T, by: &dyn Signer) -> Result<Vec<u8>> {
     let bytes = serde_json::to_vec(payload).context(Kind::Internal, || format!("cannot write a {kind}"))?;
     signed::sign(kind, &bytes, by).context(Kind::Internal, || format!("cannot sign a {kind}"))
 }
 
-fn open<T: DeserializeOwned>(kind: &str, what: &str, document: &[u8]) -> Result<(T, Certificate)> {
+fn open<T: DeserializeOwned>(kind: &str, what: &str, document: &[u8]) -> Result<(T, Verified)> {
     let name = kind.trim_start_matches("drydock/").replace('-', " ");
     let again = || format!("name a complete, unaltered {name}: copy it again from where it was made");
     let verified = signed::verify(kind, document)
@@ -110,7 +111,7 @@ fn open<T: DeserializeOwned>(kind: &str, what: &str, document: &[u8]) -> Result<
     let payload = serde_json::from_slice(&verified.payload)
         .context(Kind::BadInput, || format!("{what}: its content does not have the right fields"))
         .or_next(again)?;
-    Ok((payload, verified.signer))
+    Ok((payload, verified))
 }
 
 /// A request as a file: the signed document, and the garage's signature over it.
@@ -154,7 +155,7 @@ pub fn signed_bytes(document: &[u8]) -> Vec<u8> {
 ///
 /// # Errors
 /// When it cannot be signed.
-pub fn write_request(request: &RecoveryRequest, by: &Guardian) -> Result<Vec<u8>> {
+pub fn write_request(request: &RecoveryRequest, by: &dyn Signer) -> Result<Vec<u8>> {
     sign(REQUEST, request, by)
 }
 
@@ -191,14 +192,14 @@ pub fn read_request(what: &str, file: &[u8], garages: &[KnownGarage], now: Offse
             Error::new(Kind::BadInput, format!("{what} is not signed by the garage '{}'", known.name)).remedy(again())
         );
     }
-    let (request, signer): (RecoveryRequest, _) = open(REQUEST, what, file.request.as_bytes())?;
+    let (request, verified): (RecoveryRequest, _) = open(REQUEST, what, file.request.as_bytes())?;
     // It becomes part of a file's name on the tenant host.
     outcome::check_name(&request.vm_name)
         .context(Kind::BadInput, || format!("{what}: field 'vm_name' is not a valid VM name"))
         .or_next(again)?;
     let guardian = GuardianPublic::parse(request.guardian.as_bytes())
         .context(Kind::BadInput, || format!("{what}: field 'guardian' is not a valid guardian"))?;
-    if guardian.signing().fingerprint() != signer.fingerprint() {
+    if Approval::of(guardian.signing()).check(verified).is_err() {
         return Err(Error::new(Kind::BadInput, format!("{what}: it is not signed by the recovery guardian in it"))
             .remedy(NEW_REQUEST));
     }
@@ -216,15 +217,15 @@ pub fn read_request(what: &str, file: &[u8], garages: &[KnownGarage], now: Offse
 ///
 /// # Errors
 /// When it cannot be signed.
-pub fn write_grant(grant: &RecoveryGrant, owner: &Guardian) -> Result<Vec<u8>> {
+pub fn write_grant(grant: &RecoveryGrant, owner: &dyn Signer) -> Result<Vec<u8>> {
     sign(GRANT, grant, owner)
 }
 
-/// Reads a grant and the certificate that signed it; whether that is the owner's is for the caller to check.
+/// Reads a grant. Its signature is verified; whether it is the owner's is for the caller to require.
 ///
 /// # Errors
 /// `BadInput`, naming what is wrong.
-pub fn read_grant(what: &str, document: &[u8]) -> Result<(RecoveryGrant, Certificate)> {
+pub fn read_grant(what: &str, document: &[u8]) -> Result<(RecoveryGrant, Verified)> {
     open(GRANT, what, document)
 }
 
@@ -232,14 +233,14 @@ pub fn read_grant(what: &str, document: &[u8]) -> Result<(RecoveryGrant, Certifi
 ///
 /// # Errors
 /// When it cannot be signed.
-pub fn write_receipt(receipt: &Receipt, by: &Guardian) -> Result<Vec<u8>> {
+pub fn write_receipt(receipt: &Receipt, by: &dyn Signer) -> Result<Vec<u8>> {
     sign(RECEIPT, receipt, by)
 }
 
-/// Reads a receipt and the certificate that signed it.
+/// Reads a receipt. Its signature is verified; whose it must be is for the caller to require.
 ///
 /// # Errors
 /// `BadInput`, naming what is wrong.
-pub fn read_receipt(what: &str, document: &[u8]) -> Result<(Receipt, Certificate)> {
+pub fn read_receipt(what: &str, document: &[u8]) -> Result<(Receipt, Verified)> {
     open(RECEIPT, what, document)
 }

@@ -7,7 +7,7 @@ use host::LocalGuardians;
 use host::VmDir;
 use host::api::Hold;
 use host::{Agent, Unsealed, VmFiles, VmLock};
-use key_protector::{Guardian, Protector, Role, Rolled, Wrapping};
+use key_protector::{Approval, Guardian, Protector, Role, Rolled, Wrapping};
 use machine::{DiskFormat, NicSpec, Policy, VmSpec};
 use outcome::Events;
 use outcome::{Context, Error, Kind, Next, Result, rfc3339};
@@ -201,7 +201,7 @@ async fn take_grant(
     document: &[u8],
     events: &Events,
 ) -> Result<Imported> {
-    let (grant, signer) = documents::read_grant(what, document)?;
+    let (grant, verified) = documents::read_grant(what, document)?;
     let lock = agent.lock(&grant.vm_name).map_err(|e| {
         if e.kind == Kind::NotFound {
             Error::new(Kind::BadInput, format!("{what} is for '{}', which is not imported here", grant.vm_name))
@@ -214,10 +214,10 @@ async fn take_grant(
         .ok_or_else(|| Error::new(Kind::WrongState, format!("{} is not in recovery here", grant.vm_name)))?;
     let ingress = ingress_protector(&journal)?;
     let guardian = guardian::existing(guardians, &journal)?;
-    if signer.fingerprint() != ingress.owner().signing_certificate().fingerprint() {
-        return Err(Error::new(Kind::BadInput, format!("{what} is not signed by the owner of {}", grant.vm_name))
-            .remedy("have it made with the owner guardian: drydock recovery grant REQUEST --owner NAME"));
-    }
+    Approval::of_owner(&ingress).check(verified).map_err(|_| {
+        Error::new(Kind::BadInput, format!("{what} is not signed by the owner of {}", grant.vm_name))
+            .remedy("have it made with the owner guardian: drydock recovery grant REQUEST --owner NAME")
+    })?;
     let answer = Answer { what, grant, ingress, guardian };
     answer.check(&journal, lock.dir().spec()?.id)?;
     let take = async |journal: &mut Journal| {

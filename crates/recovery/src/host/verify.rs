@@ -5,7 +5,7 @@ use std::path::Path;
 
 use garage::Mode;
 use host::VmDir;
-use key_protector::{Protector, Role};
+use key_protector::{Approval, Protector, Role};
 use machine::VmSpec;
 use outcome::{Context, Error, Kind, Next, Result};
 use time::OffsetDateTime;
@@ -63,8 +63,8 @@ pub(super) async fn verify(journal: &Journal, disk: &Path, original: &VmDir) -> 
     if signer.role() != Role::Recovery {
         return wrong("protector", "it is not signed by a recovery guardian".into());
     }
-    let (receipt, by) = documents::read_receipt(&format!("{WHAT}: the receipt"), &handback.receipt)?;
-    if by.fingerprint() != signer.signing_certificate().fingerprint() {
+    let (receipt, verified) = documents::read_receipt(&format!("{WHAT}: the receipt"), &handback.receipt)?;
+    if Approval::of(signer.signing_certificate()).check(verified).is_err() {
         return wrong("receipt", "it is not signed by the recovery guardian".into());
     }
     let expected = [

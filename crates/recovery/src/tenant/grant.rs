@@ -2,7 +2,7 @@
 //!
 //! Offline and without an agent: files in, a file out. The owner's private key goes nowhere.
 
-use key_protector::{Guardian, GuardianPublic, Role};
+use key_protector::{GuardianPublic, PrivateKeys, Role};
 use outcome::rfc3339;
 use outcome::{Context, Error, Kind, Result};
 use time::{Duration, OffsetDateTime};
@@ -93,7 +93,7 @@ pub fn check(what: &str, checked: &CheckedRequest, owner: &GuardianPublic, now: 
 ///
 /// # Errors
 /// Those of [`check`], and `BadInput` when the key protector cannot be granted.
-pub fn issue(what: &str, checked: &CheckedRequest, owner: &Guardian, now: OffsetDateTime) -> Result<Vec<u8>> {
+pub fn issue(what: &str, checked: &CheckedRequest, owner: &dyn PrivateKeys, now: OffsetDateTime) -> Result<Vec<u8>> {
     check(what, checked, owner.public(), now)?;
     let CheckedRequest { request, protector, guardian, .. } = checked;
     let granted = protector
