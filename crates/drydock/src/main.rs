@@ -5,13 +5,12 @@ mod cli;
 mod doctor;
 mod garage;
 mod guardian;
-mod hgs_nodes;
-mod hgs_service;
-mod host_service;
+mod hgs;
+mod host;
 mod keyring;
 mod output;
 mod protector;
-mod recovery_cmd;
+mod recovery;
 mod rights;
 mod vm;
 
@@ -38,9 +37,9 @@ fn main() -> ExitCode {
         Command::Guardian(command) => guardian::run(command, &out),
         Command::Garage(command) => garage::run(command, &cli.socket, &out),
         Command::Protector(command) => protector::run(command, &out),
-        Command::Recovery(command) => recovery_cmd::run(command, &cli.socket, &out),
-        Command::Hgs(command) => hgs_service::run(command, &out),
-        Command::Host(command) => host_service::run(command, &cli.socket, &out),
+        Command::Recovery(command) => recovery::run(command, &cli.socket, &out),
+        Command::Hgs(command) => hgs::run(command, &out),
+        Command::Host(command) => host::run(command, &cli.socket, &out),
         Command::Doctor { service } => doctor::run(&service, &out),
     };
     match done {

@@ -8,7 +8,7 @@ use time::{Duration, OffsetDateTime};
 
 use super::Check;
 use crate::cli::Service;
-use crate::host_service::guarded;
+use crate::host::guarded;
 
 /// Certificates that end sooner need somebody's attention now.
 const SOON: Duration = Duration::days(30);

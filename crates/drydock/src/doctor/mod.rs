@@ -60,7 +60,7 @@ impl Check {
 pub(crate) fn run(service: &Service, out: &Output) -> Result<()> {
     let mut checks = tools::checks();
     checks.extend(machine::checks(service));
-    checks.extend(crate::host_service::runtime()?.block_on(fabric::checks(service)));
+    checks.extend(crate::host::runtime()?.block_on(fabric::checks(service)));
     let failed = checks.iter().filter(|check| check.outcome == Outcome::Fail).count();
     let total = checks.len();
     // A report is a result, also a bad one: the exit code says which it is.

@@ -12,8 +12,8 @@ use serde_json::json;
 
 use crate::cli::{Audit, CheckArg, Hgs, HgsDir, ModeArg, OnOff};
 use crate::guardian::{view, write};
-use crate::hgs_nodes;
-use crate::host_service::{runtime, shutdown};
+mod nodes;
+use crate::host::{runtime, shutdown};
 use crate::keyring;
 use crate::output::Output;
 
@@ -26,7 +26,7 @@ pub(crate) fn run(command: Hgs, out: &Output) -> Result<()> {
                     ModeArg::HostKey => HostKind::HostKey,
                     ModeArg::Tpm => HostKind::Tpm,
                 };
-                let store = hgs_nodes::store(&store)?;
+                let store = nodes::store(&store)?;
                 init(&dir.dir, InitOptions { name, server_names: san, mode, store, strict, ..InitOptions::default() }, out)
                     .await
             }
@@ -111,10 +111,10 @@ pub(crate) fn run(command: Hgs, out: &Output) -> Result<()> {
                 audit(&service, last, &head, out).await
             }
             Hgs::Export { dir, out: target, passphrase_fd } => {
-                hgs_nodes::export(&open(&dir).await?, &target, passphrase_fd, out).await
+                nodes::export(&open(&dir).await?, &target, passphrase_fd, out).await
             }
             Hgs::Import { file, dir, store, passphrase_fd } => {
-                hgs_nodes::import(&file, &dir.dir, &store, passphrase_fd, out).await
+                nodes::import(&file, &dir.dir, &store, passphrase_fd, out).await
             }
             Hgs::Strict { state, dir } => {
                 let on = state == OnOff::On;

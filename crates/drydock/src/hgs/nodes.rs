@@ -9,7 +9,7 @@ use zeroize::Zeroizing;
 
 use crate::cli::StoreArgs;
 use crate::guardian::{view, write};
-use crate::hgs_service::lift;
+use crate::hgs::lift;
 use crate::keyring;
 use crate::output::Output;
 
