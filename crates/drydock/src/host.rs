@@ -1,111 +1,166 @@
-//! `drydock host …`
+//! `drydock host …`: how a host proves itself to the Host Guardian Service, and the agent.
 
 use std::io::Write;
 use std::net::SocketAddr;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use attestation::HostKey;
+use clap::{Args, Subcommand, ValueEnum};
 use hgs::client::{HostTpm, KERNEL_LOG};
-use host::Agent;
-use host::Store;
 use host::migration::Destination;
-use host::{Guarded, HostProof, KeySource, LocalGuardians};
+use host::{Agent, Guarded, HostProof, KeySource, LocalGuardians, Store};
 use machine::accel::{Accel, Chooser};
-use outcome::Events;
-use outcome::{Context, Error, Kind, Next, Result};
+use outcome::{Context, Error, Events, Kind, Next, Result};
 use recovery::AgentService;
 use serde_json::json;
-use tokio::signal::unix::{SignalKind, signal};
 
-use crate::cli::{AccelArg, Host, Service};
 use crate::output::Output;
-use crate::{keyring, rights};
+use crate::{daemon, files, fingerprint, rights};
 
+/// The host's attestation key, in the store.
 const HOST_KEY: &str = "host-key.pem";
+/// The longest such file that is read, in bytes.
+const MAX_HOST_KEY: u64 = 64 << 10;
 
-pub(crate) fn run(command: Host, socket: &Path, out: &Output) -> Result<()> {
+#[derive(Subcommand)]
+pub(crate) enum HostCommand {
+    /// Make this host's attestation key, or with --tpm read its TPM's endorsement key, and write the public half.
+    ///
+    /// Do this once, before the host's first attestation. The admin of the Host Guardian Service registers the file with
+    /// `drydock hgs add-host`. Running it again writes the same public half again.
+    #[command(after_long_help = "Examples:\n  \
+        drydock host init --out host1.pub.pem\n  \
+        drydock host init --tpm --out host1.ek.der")]
+    Init {
+        /// The agent's store.
+        #[arg(long, value_name = "DIRECTORY", default_value = "/var/lib/drydock")]
+        store: PathBuf,
+        /// Where to write the public key.
+        #[arg(long, short, value_name = "FILE")]
+        out: PathBuf,
+        /// The service is in TPM mode: hosts attest with their TPMs.
+        #[arg(long)]
+        tpm: bool,
+    },
+    /// Attest once and print the result. Every start of a VM begins with this.
+    ///
+    /// Run it after the host was registered, and whenever the service refuses its keys. It changes nothing.
+    #[command(after_long_help = "Example:\n  \
+        drydock host attest --hgs https://hgs.example:8443 --hgs-ca /etc/drydock/hgs-ca.pem")]
+    Attest {
+        #[command(flatten)]
+        hgs: HgsArgs,
+    },
+    /// Run the agent: on a guarded host with --hgs, in a repair garage with --local.
+    ///
+    /// Normally systemd runs it: contrib/systemd has a unit for either. The agent must be started as root; it gives up
+    /// all capabilities that it does not need. SIGTERM shuts its VMs down.
+    #[command(after_long_help = "Examples:\n  \
+        drydock host serve --hgs https://hgs.example:8443 --hgs-ca /etc/drydock/hgs-ca.pem\n  \
+        drydock host serve --local")]
+    Serve(Serve),
+}
+
+#[derive(Args)]
+pub(crate) struct Serve {
+    #[command(flatten)]
+    pub hgs: HgsArgs,
+    /// Get keys from guardians on this machine: for a repair garage.
+    #[arg(long, conflicts_with = "hgs", required_unless_present = "hgs")]
+    pub local: bool,
+    /// Use this accelerator instead of testing whether KVM works.
+    #[arg(long, value_enum)]
+    pub accel: Option<AccelArg>,
+    /// Keep the keys of VMs whose owners allow it (`drydock protector new --offline-unwraps`), sealed to this host, and
+    /// start those VMs with them while no Host Guardian Service is reachable.
+    #[arg(long, requires = "hgs")]
+    pub offline: bool,
+    /// Take VMs that other hosts of this fabric migrate here, on this address and port.
+    #[arg(long, value_name = "ADDRESS:PORT", conflicts_with = "local")]
+    pub migration_listen: Option<SocketAddr>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub(crate) enum AccelArg {
+    /// Hardware virtualization.
+    Kvm,
+    /// Emulation, which is slow.
+    Tcg,
+}
+
+/// The Host Guardian Service, and how this host proves itself to it.
+#[derive(Args)]
+pub(crate) struct HgsArgs {
+    /// The agent's store.
+    #[arg(long, value_name = "DIRECTORY", default_value = "/var/lib/drydock")]
+    pub store: PathBuf,
+    /// URL of the Host Guardian Service. Repeatable, once for each node: if one does not answer, the next one is asked.
+    #[arg(long, value_name = "URL")]
+    pub hgs: Vec<String>,
+    /// The CA that issued the service's TLS certificate (PEM).
+    #[arg(long, requires = "hgs", value_name = "FILE")]
+    pub hgs_ca: Option<PathBuf>,
+    /// Attest with this host's TPM, which proves how the host was started, instead of with a key in a file.
+    #[arg(long, requires = "hgs")]
+    pub tpm: bool,
+}
+
+pub(crate) fn run(command: HostCommand, socket: &Path, out: &Output) -> Result<()> {
     match command {
-        Host::Init { store, out: target, tpm } => {
+        HostCommand::Init { store, out: target, tpm } => {
             let store = Store::open(&store)?;
             if tpm { init_tpm(&target, out) } else { init(&store, &target, out) }
         }
-        Host::Attest { service } => {
-            let store = Store::open(&service.store)?;
-            runtime()?.block_on(async {
-                guarded(&service, &store).await?.attest().await?;
+        HostCommand::Attest { hgs } => {
+            let store = Store::open(&hgs.store)?;
+            daemon::runtime()?.block_on(async {
+                guarded(&hgs, &store).await?.attest().await?;
                 out.result(&json!({ "status": "Passed" }), || "Passed: the service gives this host keys".into());
                 Ok(())
             })
         }
-        Host::Serve { service, local, accel, offline, migration_listen } => {
-            out.note(&format!("rights: {}", rights::reduce(local)?));
-            let store = Store::open(&service.store)?;
-            let runtime = runtime()?;
-            let keys = if local {
-                KeySource::Local(LocalGuardians::new(store.guardians()))
-            } else {
-                KeySource::Hgs(Box::new(runtime.block_on(guarded(&service, &store))?.offline(offline)))
-            };
-            let accel = Chooser::new(accel.map(|a| match a {
-                AccelArg::Kvm => Accel::Kvm,
-                AccelArg::Tcg => Accel::Tcg,
-            }));
-            let verdict = accel.last();
-            out.note(&format!("accelerator: {} ({})", verdict.accel, verdict.reason));
-            runtime.block_on(serve(Agent::new(store, keys, accel), socket, migration_listen, out))
-        }
+        HostCommand::Serve(args) => serve(args, socket, out),
     }
 }
 
-pub(crate) async fn guarded(service: &Service, store: &Store) -> Result<Guarded> {
-    if service.hgs.is_empty() {
+/// This host as a client of the Host Guardian Service.
+///
+/// # Errors
+/// `BadInput` when no service is named, `NotFound` when the host has no key, `MissingTool` when its TPM cannot be used.
+pub(crate) async fn guarded(args: &HgsArgs, store: &Store) -> Result<Guarded> {
+    if args.hgs.is_empty() {
         return Err(Error::new(Kind::BadInput, "no Host Guardian Service is named").remedy("--hgs URL --hgs-ca FILE"));
     }
-    let ca = service.hgs_ca.as_deref().map(keyring::read).transpose()?;
-    let proof = if service.tpm { HostProof::Tpm(open_tpm().await?) } else { HostProof::Key(load_host_key(store)?) };
-    Guarded::new(&service.hgs, ca.as_deref(), proof)
+    let ca = args.hgs_ca.as_deref().map(files::read).transpose()?;
+    let proof = if args.tpm { HostProof::Tpm(open_tpm().await?) } else { HostProof::Key(load_host_key(store)?) };
+    Guarded::new(&args.hgs, ca.as_deref(), proof)
 }
 
 async fn open_tpm() -> Result<HostTpm> {
     HostTpm::open(None, Path::new(KERNEL_LOG))
         .await
         .context(Kind::MissingTool, || "this host's TPM cannot be used".into())
-        .or_next(|| "apt-get install tpm2-tools, and see that /dev/tpmrm0 is there".into())
+        .or_next(|| "apt-get install tpm2-tools, and check that /dev/tpmrm0 exists".into())
 }
 
 fn init_tpm(target: &Path, out: &Output) -> Result<()> {
-    let tpm = runtime()?.block_on(open_tpm())?;
+    let tpm = daemon::runtime()?.block_on(open_tpm())?;
     let key = tpm.endorsement_key();
-    crate::guardian::write(target, key.der())?;
+    files::write(target, key.der())?;
     let fingerprint = key.fingerprint();
     out.result(&json!({ "endorsement_key": target, "fingerprint": fingerprint }), || {
         format!(
-            "the endorsement key of this host's TPM is in {}\n  key {fingerprint}\n\
+            "the endorsement key of this host's TPM is in {}\n  key {}\n\
              On the Host Guardian Service: drydock hgs add-host NAME --tpm {}\n\
              and a known good boot: drydock hgs add-baseline NAME {KERNEL_LOG}, copied from this host",
             target.display(),
-            target.file_name().unwrap_or_default().to_string_lossy()
+            fingerprint::grouped(&fingerprint),
+            files::name(target)
         )
     });
     Ok(())
-}
-
-pub(crate) fn runtime() -> Result<tokio::runtime::Runtime> {
-    tokio::runtime::Runtime::new().context(Kind::Internal, || "cannot start the runtime".into())
-}
-
-/// Completes at SIGTERM or Ctrl-C.
-pub(crate) fn shutdown() -> Result<impl Future<Output = ()> + Send + 'static> {
-    let mut terminate =
-        signal(SignalKind::terminate()).context(Kind::Internal, || "cannot listen for signals".into())?;
-    Ok(async move {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = tokio::signal::ctrl_c() => {}
-        }
-    })
 }
 
 fn init(store: &Store, target: &Path, out: &Output) -> Result<()> {
@@ -124,12 +179,12 @@ fn init(store: &Store, target: &Path, out: &Output) -> Result<()> {
             .context(Kind::Internal, || format!("cannot write {}", path.display()))?;
         key
     };
-    crate::guardian::write(target, key.public_pem().as_bytes())?;
+    files::write(target, key.public_pem().as_bytes())?;
     out.result(&json!({ "public_key": target }), || {
         format!(
             "this host's public key is in {}\nOn the Host Guardian Service: drydock hgs add-host NAME {}",
             target.display(),
-            target.file_name().unwrap_or_default().to_string_lossy()
+            files::name(target)
         )
     });
     Ok(())
@@ -137,16 +192,35 @@ fn init(store: &Store, target: &Path, out: &Output) -> Result<()> {
 
 fn load_host_key(store: &Store) -> Result<HostKey> {
     let path = store.root().join(HOST_KEY);
-    let bytes = zeroize::Zeroizing::new(durable::read_bounded(&path, 64 << 10).map_err(|e| {
+    let bytes = zeroize::Zeroizing::new(durable::read_bounded(&path, MAX_HOST_KEY).map_err(|e| {
         Error::new(Kind::NotFound, format!("this host has no key: {}", path.display()))
             .caused_by(&e)
-            .remedy("make one: drydock host init --out host.pub.pem, and have it added to the HGS")
+            .remedy("make one (drydock host init --out host.pub.pem) and have it registered with the HGS")
     })?);
     let text = std::str::from_utf8(&bytes).context(Kind::BadInput, || format!("{} is not PEM", path.display()))?;
     HostKey::from_pem(text).context(Kind::BadInput, || format!("{} is not a host key", path.display()))
 }
 
-async fn serve(agent: Agent, socket: &Path, migrations: Option<SocketAddr>, out: &Output) -> Result<()> {
+fn serve(args: Serve, socket: &Path, out: &Output) -> Result<()> {
+    // Before the first thread: capabilities are a thread's.
+    out.note(&format!("capabilities: {}", rights::reduce(args.local)?));
+    let store = Store::open(&args.hgs.store)?;
+    let runtime = daemon::runtime()?;
+    let keys = if args.local {
+        KeySource::Local(LocalGuardians::new(store.guardians()))
+    } else {
+        KeySource::Hgs(Box::new(runtime.block_on(guarded(&args.hgs, &store))?.offline(args.offline)))
+    };
+    let accel = Chooser::new(args.accel.map(|accel| match accel {
+        AccelArg::Kvm => Accel::Kvm,
+        AccelArg::Tcg => Accel::Tcg,
+    }));
+    let choice = accel.last();
+    out.note(&format!("accelerator: {} ({})", choice.accel, choice.reason));
+    runtime.block_on(serve_agent(Agent::new(store, keys, accel), socket, args.migration_listen, out))
+}
+
+async fn serve_agent(agent: Agent, socket: &Path, migrations: Option<SocketAddr>, out: &Output) -> Result<()> {
     let agent = Arc::new(agent);
     if let KeySource::Local(guardians) = agent.keys() {
         guardians.prepare();
@@ -159,8 +233,8 @@ async fn serve(agent: Agent, socket: &Path, migrations: Option<SocketAddr>, out:
     }
     let service = Arc::new(AgentService::new(Arc::clone(&agent)));
     let ready = || out.note(&format!("listening on {}", socket.display()));
-    host::server::serve(socket, service, ready, shutdown()?).await?;
-    // What has not arrived is removed, and goes on where it was.
+    host::server::serve(socket, service, ready, daemon::shutdown()?).await?;
+    // A VM that has not fully arrived is removed here, and keeps running where it was.
     arriving.shutdown().await;
     out.note("shutting the VMs down");
     let (sender, mut reports) = tokio::sync::mpsc::channel(64);

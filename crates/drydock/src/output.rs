@@ -4,10 +4,10 @@ use std::cell::RefCell;
 use std::io::IsTerminal;
 
 use indicatif::{ProgressBar, ProgressStyle};
-use outcome::Error;
-use outcome::Progress;
+use outcome::{Error, Progress};
 use serde_json::{Value, json};
 
+/// Where a command prints, and how.
 pub(crate) struct Output {
     json: bool,
     quiet: bool,
@@ -32,13 +32,14 @@ impl Output {
         }
     }
 
-    /// A remark on the way.
+    /// A remark during the work.
     pub(crate) fn note(&self, text: &str) {
         if !self.json && !self.quiet {
             eprintln!("{}", printable(text));
         }
     }
 
+    /// What a long step is doing.
     pub(crate) fn progress(&self, progress: &Progress) {
         if self.quiet {
             return;
@@ -72,6 +73,7 @@ impl Output {
         }
     }
 
+    /// The error that ends the command: message, causes, next step.
     pub(crate) fn error(&self, error: &Error) {
         self.end_bar();
         if self.json {
@@ -88,7 +90,7 @@ impl Output {
     }
 }
 
-/// What is printed may quote a file or a certificate that somebody else wrote: nothing in it steers the terminal.
+/// What is printed may quote a file or a certificate that somebody else wrote: no part of it may control the terminal.
 fn printable(text: &str) -> String {
     text.chars().map(|c| if c.is_control() && !matches!(c, '\n' | '\t') { '\u{fffd}' } else { c }).collect()
 }

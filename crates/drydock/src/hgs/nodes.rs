@@ -1,22 +1,26 @@
-//! `drydock hgs export`, `import`, and which store a service has: what several nodes of one service are made with.
+//! `drydock hgs export`, `import`, and which store a service has: how several nodes of one service are made.
 
 use std::path::Path;
 
-use hgs::{Hgs as Service, StoreUrl};
+use hgs::{Hgs, StoreUrl};
 use outcome::{Context, Error, Kind, Result};
 use serde_json::json;
 use zeroize::Zeroizing;
 
-use crate::cli::StoreArgs;
-use crate::guardian::{view, write};
-use crate::hgs::lift;
-use crate::keyring;
+use super::args::{HgsDir, Import, StoreArgs};
+use super::error::lift;
+use crate::guardian::to_json;
 use crate::output::Output;
+use crate::{files, prompt};
 
-/// As the library wants it at least.
+/// What `hgs` requires at least, in characters.
 const LEAST_PASSPHRASE: usize = 12;
 
-pub(crate) fn store(arguments: &StoreArgs) -> Result<Option<StoreUrl>> {
+/// The database that the arguments name, if they name one.
+///
+/// # Errors
+/// `Refused` for a password in an argument, or a file that others may read; `BadInput` for what is not a URL.
+pub(super) fn store(arguments: &StoreArgs) -> Result<Option<StoreUrl>> {
     match (&arguments.store, &arguments.store_file) {
         (None, None) => Ok(None),
         (Some(url), _) => {
@@ -24,15 +28,15 @@ pub(crate) fn store(arguments: &StoreArgs) -> Result<Option<StoreUrl>> {
             if url.has_password() {
                 return Err(Error::new(
                     Kind::Refused,
-                    "the store's URL has a password, which everybody can read there",
+                    "the store's URL contains a password, which every user of this machine can see in an argument",
                 )
                 .remedy("change that password, and put the URL into a file of mode 0600: --store-file FILE"));
             }
             Ok(Some(url))
         }
         (None, Some(file)) => {
-            keyring::refuse_open_to_others(file)?;
-            let bytes = Zeroizing::new(keyring::read(file)?);
+            files::refuse_open_to_others(file)?;
+            let bytes = Zeroizing::new(files::read(file)?);
             let text = std::str::from_utf8(&bytes)
                 .context(Kind::BadInput, || format!("{} is not the URL of a database", file.display()))?;
             StoreUrl::parse(text.trim()).map(Some).map_err(lift)
@@ -40,38 +44,30 @@ pub(crate) fn store(arguments: &StoreArgs) -> Result<Option<StoreUrl>> {
     }
 }
 
-pub(crate) async fn export(service: &Service, target: &Path, fd: Option<i32>, out: &Output) -> Result<()> {
-    if target.exists() {
-        return Err(Error::new(Kind::WrongState, format!("{} exists already", target.display()))
-            .remedy("choose another file; an export is never overwritten"));
-    }
-    let passphrase = keyring::new_passphrase("the export", fd, LEAST_PASSPHRASE)?;
+pub(super) async fn export(service: &Hgs, target: &Path, fd: Option<i32>, out: &Output) -> Result<()> {
+    files::must_be_new(target, "choose another file; an export is never overwritten")?;
+    let passphrase = prompt::new_passphrase("the export", fd, LEAST_PASSPHRASE)?;
     let exported = service.export(&passphrase).await.map_err(lift)?;
-    write(target, &exported)?;
+    files::write(target, &exported)?;
     out.result(&json!({ "file": target }), || {
         format!(
-            "the service's keys and settings are in {}\nA further node: drydock hgs import {} --dir FOLDER",
+            "the service's keys and settings are in {}\nTo make a further node: drydock hgs import {} --dir DIRECTORY",
             target.display(),
-            target.file_name().unwrap_or_default().to_string_lossy()
+            files::name(target)
         )
     });
     Ok(())
 }
 
-pub(crate) async fn import(
-    file: &Path,
-    dir: &Path,
-    store_arguments: &StoreArgs,
-    fd: Option<i32>,
-    out: &Output,
-) -> Result<()> {
-    let store = store(store_arguments)?;
-    let exported = keyring::read(file)?;
-    let passphrase = keyring::passphrase("Passphrase of the export: ", fd)?;
-    let service = Service::import(dir, exported, &passphrase, store).await.map_err(lift)?;
+pub(super) async fn import(args: Import, out: &Output) -> Result<()> {
+    let Import { file, dir: HgsDir { dir }, store: store_args, passphrase_fd } = args;
+    let store = store(&store_args)?;
+    let exported = files::read(&file)?;
+    let passphrase = prompt::passphrase("Passphrase of the export: ", passphrase_fd)?;
+    let service = Hgs::import(&dir, exported, &passphrase, store).await.map_err(lift)?;
     let guardian = service.guardian();
     let value = json!({
-        "dir": dir, "ca": service.ca_file(), "guardian": view(&guardian), "shared_store": service.has_shared_store(),
+        "dir": dir, "ca": service.ca_file(), "guardian": to_json(&guardian), "shared_store": service.has_shared_store(),
     });
     out.result(&value, || {
         let mut text = format!(
@@ -82,7 +78,7 @@ pub(crate) async fn import(
         );
         if !service.has_shared_store() {
             text +=
-                "\nIts store is new: put the old service's hgs.sqlite into the folder, or register the hosts again.";
+                "\nIts store is empty: copy the old service's hgs.sqlite into the directory, or register the hosts again.";
         }
         text
     });
