@@ -1,6 +1,10 @@
-//! What a command that serves needs: a runtime, and the signal to end.
+//! What a command that serves needs: a runtime, the signal to end, and a word to the service manager.
+//!
+//! The units in `contrib/systemd` have `Type=notify`: a unit that is ordered after one of them starts when its socket
+//! listens, not when its process exists. Without `NOTIFY_SOCKET`, outside systemd, nothing is sent.
 
 use outcome::{Context, Kind, Result};
+use sd_notify::NotifyState;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -10,7 +14,12 @@ pub(crate) fn runtime() -> Result<Runtime> {
     Runtime::new().context(Kind::Internal, || "cannot start the asynchronous runtime".into())
 }
 
-/// Completes at SIGTERM or Ctrl-C.
+/// Tells the service manager that clients can connect.
+pub(crate) fn ready() {
+    notify(NotifyState::Ready);
+}
+
+/// Completes at SIGTERM or Ctrl-C, and tells the service manager that this process is going to end.
 ///
 /// # Errors
 /// `Internal` when signals cannot be received.
@@ -22,5 +31,13 @@ pub(crate) fn shutdown() -> Result<impl Future<Output = ()> + Send + 'static> {
             _ = terminate.recv() => {}
             _ = tokio::signal::ctrl_c() => {}
         }
+        notify(NotifyState::Stopping);
     })
+}
+
+/// A service manager that cannot be reached is no reason to stop serving; it ends the process if it wants to.
+fn notify(state: NotifyState<'_>) {
+    if let Err(error) = sd_notify::notify(&[state]) {
+        tracing::warn!(%error, "cannot notify the service manager at NOTIFY_SOCKET");
+    }
 }

@@ -232,7 +232,10 @@ async fn serve_agent(agent: Agent, socket: &Path, migrations: Option<SocketAddr>
         arriving.spawn(destination.serve());
     }
     let service = Arc::new(AgentService::new(Arc::clone(&agent)));
-    let ready = || out.note(&format!("listening on {}", socket.display()));
+    let ready = || {
+        out.note(&format!("listening on {}", socket.display()));
+        daemon::ready();
+    };
     host::server::serve(socket, service, ready, daemon::shutdown()?).await?;
     // A VM that has not fully arrived is removed here, and keeps running where it was.
     arriving.shutdown().await;

@@ -108,6 +108,7 @@ async fn serve(dir: &HgsDir, listen: SocketAddr, plain_http: bool, out: &Output)
     let serving = server::serve(service, listen, transport, daemon::shutdown()?).await.map_err(lift)?;
     let scheme = if plain_http { "http" } else { "https" };
     out.note(&format!("listening on {scheme}://{}", serving.local_addr()));
+    daemon::ready();
     serving.wait().await.map_err(lift)
 }
 
