@@ -102,10 +102,29 @@ fn style() -> ProgressStyle {
 
 #[cfg(test)]
 mod tests {
-    use super::printable;
+    #![allow(clippy::unwrap_used)]
+    use outcome::Kind;
+
+    use super::*;
 
     #[test]
     fn nothing_printed_steers_the_terminal() {
         assert_eq!(printable("a\tb\nc \u{1b}[2J\u{9b}1m\r\u{7f}"), "a\tb\nc \u{fffd}[2J\u{fffd}1m\u{fffd}\u{fffd}");
+    }
+
+    #[test]
+    fn the_exit_codes_are_those_of_the_documentation() {
+        let rows = include_str!("../../../docs/exit-codes.md").lines().filter_map(|line| {
+            let mut cells = line.strip_prefix("| ")?.split('|').map(str::trim);
+            Some((cells.next()?.parse::<u8>().ok()?, cells.next()?.trim_matches('`')))
+        });
+        let documented: Vec<_> = rows.filter(|(_, kind)| !kind.is_empty()).collect();
+        for (code, kind) in &documented {
+            let kind: Kind = serde_json::from_value(json!(kind)).unwrap();
+            assert_eq!(kind.exit_code(), *code, "{kind:?}");
+        }
+        // One row for each kind: 1 to 11 without 2, which is clap's, and 130.
+        let codes: Vec<u8> = documented.iter().map(|(code, _)| *code).collect();
+        assert_eq!(codes, [1, 3, 4, 5, 6, 7, 8, 9, 10, 11, 130]);
     }
 }
