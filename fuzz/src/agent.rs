@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use host::api::{CreateVm, VmRequest};
+use host::api::{CreateNic, CreateVm, VmRequest};
 use machine::{ConsoleProfile, Policy};
 use recovery::api::{Destination, RecoveryRequest};
 use recovery::{Journal, Request, Step};
@@ -25,8 +25,9 @@ fn requests(_: &World) -> Vec<Vec<u8>> {
         memory_mib: 1024,
         vcpus: 2,
         disks: vec!["/images/a.qcow2".into()],
-        switch: "br0".into(),
-        mac: Some("52:54:00:00:00:01".into()),
+        nics: vec![CreateNic { bridge: "br0".into(), mac: Some("52:54:00:00:00:01".into()) }],
+        switch: None,
+        mac: None,
         nested: true,
         policy: Policy::Shielded,
         console_profile: ConsoleProfile::Server2019,

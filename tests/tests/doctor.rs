@@ -126,7 +126,7 @@ fn each_missing_thing_is_named() -> Result<()> {
     // Another network namespace: no bridge, and nobody else either.
     let mut command = Command::new("unshare");
     command.arg("--net").arg(drydock()?).args(["doctor", "--json", "--store"]).arg(&store);
-    Report::of(command)?.expect("no virtual switch", &[("virtual switch", "type bridge")])?;
+    Report::of(command)?.expect("no bridge", &[("bridge", "type bridge")])?;
     world.close()
 }
 

@@ -114,7 +114,7 @@ fn a_grant_answers_a_good_request_only() -> Result<()> {
 
     denials.expect("an owner that is not here", NOT_FOUND, "nobody", ask(&good, "nobody"));
     ask(&good, "tenant")?.ok().context("the control")?;
-    denials.expect("an answer that exists already", WRONG_STATE, "exists already", ask(&good, "tenant"));
+    denials.expect("an answer that exists already", WRONG_STATE, "already exists", ask(&good, "tenant"));
     denials.close();
     world.close()
 }
@@ -132,7 +132,7 @@ fn guardian_and_protector_files_are_checked() -> Result<()> {
     let mut refuse = |name: &str, code, says: &str, args: &[&str]| denials.expect(name, code, says, world.tenant(args));
     refuse("a protector that is none", BAD_INPUT, "junk", &["protector", "verify", &junk]);
     refuse("a protector that is not there", NOT_FOUND, "nosuch", &["protector", "show", "nosuch"]);
-    refuse("a protector over another", WRONG_STATE, "exists already", &new);
+    refuse("a protector over another", WRONG_STATE, "already exists", &new);
     refuse(
         "a grant to an unknown guardian",
         NOT_FOUND,
@@ -151,7 +151,7 @@ fn guardian_and_protector_files_are_checked() -> Result<()> {
         "nobody",
         &["protector", "revoke", &good, "--owner", "tenant", "--from", "nobody", "--out", &out],
     );
-    refuse("a guardian over another", WRONG_STATE, "exists already", &["guardian", "new", "tenant"]);
+    refuse("a guardian over another", WRONG_STATE, "already exists", &["guardian", "new", "tenant"]);
     refuse("a guardian file that is none", BAD_INPUT, "junk", &["guardian", "import", &junk]);
     refuse("a guardian's name that is a path", BAD_INPUT, "../x", &["guardian", "new", "../x"]);
     refuse("a guardian that is not there", NOT_FOUND, "nobody", &["guardian", "show", "nobody"]);

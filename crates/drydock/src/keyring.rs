@@ -1,22 +1,48 @@
-//! A folder of guardians: `NAME.pem` or `NAME.p12` with private keys, `NAME.xml` without.
+//! The directory of guardians: `NAME.pem` or `NAME.p12` with private keys, `NAME.xml` without; and `NAME.garage`, the
+//! public keys of the tenant's garages. Also the options that name the directory and the owner in it.
 
-use std::io::{IsTerminal, Read};
 use std::path::{Path, PathBuf};
 
 use attestation::HostPublicKey;
+use clap::Args;
 use key_protector::{Guardian, GuardianPublic};
 use outcome::{Context, Error, Kind, Next, Result};
 use recovery::documents::KnownGarage;
 use zeroize::Zeroizing;
 
-const MAX_FILE: u64 = 1 << 20;
+use crate::files;
+use crate::prompt;
+
+/// The extension of a garage's public key.
 pub(crate) const GARAGE: &str = "garage";
 
+/// The directory of guardians.
+#[derive(Args)]
+pub(crate) struct KeyringArgs {
+    /// Directory of guardians [default: ~/.config/drydock/guardians].
+    #[arg(long, value_name = "DIRECTORY")]
+    pub guardians: Option<PathBuf>,
+}
+
+/// The owner's private key.
+#[derive(Args)]
+pub(crate) struct OwnerArgs {
+    /// Name of the owner guardian; its private key must be in the directory of guardians.
+    #[arg(long, value_name = "NAME")]
+    pub owner: String,
+    /// Read the passphrase of its key from this file descriptor instead of asking.
+    #[arg(long, value_name = "FD")]
+    pub passphrase_fd: Option<i32>,
+    #[command(flatten)]
+    pub keyring: KeyringArgs,
+}
+
+/// An open directory of guardians.
 pub(crate) struct Keyring {
     dir: PathBuf,
 }
 
-/// A guardian as it lies in the folder.
+/// One guardian in the directory.
 pub(crate) struct Entry {
     pub name: String,
     pub file: PathBuf,
@@ -24,12 +50,17 @@ pub(crate) struct Entry {
 }
 
 impl Keyring {
-    pub(crate) fn open(folder: Option<PathBuf>) -> Result<Self> {
-        let dir = match folder {
+    /// Opens the directory, which is made if it does not exist.
+    ///
+    /// # Errors
+    /// `BadInput` when no directory is named and `HOME` is not set; `Internal` when it cannot be made.
+    pub(crate) fn open(args: KeyringArgs) -> Result<Self> {
+        let dir = match args.guardians {
             Some(dir) => dir,
             None => {
                 let home = std::env::var_os("HOME").ok_or_else(|| {
-                    Error::new(Kind::BadInput, "HOME is not set").remedy("name the folder with --guardians")
+                    Error::new(Kind::BadInput, "HOME is not set")
+                        .remedy("name the directory of guardians with --guardians")
                 })?;
                 PathBuf::from(home).join(".config/drydock/guardians")
             }
@@ -38,11 +69,19 @@ impl Keyring {
         Ok(Keyring { dir })
     }
 
+    /// Where the file of `name` with this extension is, or would be.
+    ///
+    /// # Errors
+    /// `BadInput` for what is not a valid name.
     pub(crate) fn path(&self, name: &str, extension: &str) -> Result<PathBuf> {
-        outcome::check_name_of(if extension == GARAGE { GARAGE } else { "guardian" }, name)?;
+        outcome::check_name_of(if extension == GARAGE { "garage" } else { "guardian" }, name)?;
         Ok(self.dir.join(format!("{name}.{extension}")))
     }
 
+    /// All guardians, by name.
+    ///
+    /// # Errors
+    /// `Internal` when the directory cannot be read.
     pub(crate) fn entries(&self) -> Result<Vec<Entry>> {
         let mut all = Vec::new();
         let list =
@@ -68,12 +107,16 @@ impl Keyring {
     fn find(&self, name: &str) -> Result<Entry> {
         outcome::check_name_of("guardian", name)?;
         self.entries()?.into_iter().find(|e| e.name == name).ok_or_else(|| {
-            Error::new(Kind::NotFound, format!("there is no guardian '{name}' in {}", self.dir.display()))
-                .remedy("drydock guardian list; make one with `guardian new`, take one in with `guardian import`")
+            Error::new(Kind::NotFound, format!("there is no guardian '{name}' in {}", self.dir.display())).remedy(
+                "list them: drydock guardian list; add one with `drydock guardian new` or `drydock guardian import`",
+            )
         })
     }
 
-    /// The tenant's garages: `NAME.garage`, a public key each.
+    /// The tenant's garages, by name.
+    ///
+    /// # Errors
+    /// `BadInput` when the file of one does not hold a public key.
     pub(crate) fn garages(&self) -> Result<Vec<KnownGarage>> {
         let mut found = Vec::new();
         let list =
@@ -87,16 +130,23 @@ impl Keyring {
         Ok(found)
     }
 
+    /// Refuses a name that is taken: keys are never overwritten.
+    ///
+    /// # Errors
+    /// `WrongState` when a guardian has that name.
     pub(crate) fn must_be_new(&self, name: &str) -> Result<()> {
         outcome::check_name_of("guardian", name)?;
         match self.entries()?.into_iter().find(|e| e.name == name) {
             None => Ok(()),
-            Some(entry) => Err(Error::new(Kind::WrongState, format!("{} exists already", entry.file.display()))
+            Some(entry) => Err(Error::new(Kind::WrongState, format!("{} already exists", entry.file.display()))
                 .remedy("choose another name; a guardian's keys are never overwritten")),
         }
     }
 
-    /// The public half; asks for no passphrase where a public copy lies beside the PKCS#12 file.
+    /// The public half. Needs no passphrase: a PKCS#12 file has a public copy, `NAME.public`.
+    ///
+    /// # Errors
+    /// `NotFound`, or `BadInput` for a damaged file.
     pub(crate) fn public(&self, name: &str) -> Result<GuardianPublic> {
         let entry = self.find(name)?;
         match entry.file.extension().and_then(|e| e.to_str()) {
@@ -106,105 +156,51 @@ impl Keyring {
         }
     }
 
+    /// The guardian with its private keys; asks for the passphrase of a PKCS#12 file, or reads it from `passphrase_fd`.
+    ///
+    /// # Errors
+    /// `NotFound`; `Refused` when others may read the key; `BadInput` for a damaged file or a wrong passphrase.
     pub(crate) fn private(&self, name: &str, passphrase_fd: Option<i32>) -> Result<Guardian> {
         let entry = self.find(name)?;
-        let bytes = Zeroizing::new(read(&entry.file)?);
+        let bytes = Zeroizing::new(files::read(&entry.file)?);
         match entry.file.extension().and_then(|e| e.to_str()) {
             Some("pem") => {
-                refuse_open_to_others(&entry.file)?;
+                files::refuse_open_to_others(&entry.file)?;
                 let text = std::str::from_utf8(&bytes)
                     .context(Kind::BadInput, || format!("{} is not PEM", entry.file.display()))?;
                 Guardian::from_pem(text)
                     .context(Kind::BadInput, || format!("{} is not a guardian in PEM", entry.file.display()))
             }
             Some("p12") => {
-                let passphrase = passphrase(&format!("Passphrase of {name}: "), passphrase_fd)?;
+                let passphrase = prompt::passphrase(&format!("Passphrase of {name}: "), passphrase_fd)?;
                 Guardian::from_pkcs12(&bytes, &passphrase)
                     .context(Kind::BadInput, || {
-                        format!("{} does not open: wrong passphrase, or damaged", entry.file.display())
+                        format!("cannot open {}: wrong passphrase, or the file is damaged", entry.file.display())
                     })
                     .or_next(|| "type it again; if it is right, restore the file from a backup".into())
             }
-            _ => Err(Error::new(Kind::BadInput, format!("only the public half of '{name}' is here"))
-                .remedy("run this where its private key is")),
+            _ => Err(Error::new(Kind::BadInput, format!("this machine has only the public half of '{name}'"))
+                .remedy("run the command on the machine that has its private key")),
         }
     }
 }
 
 /// Reads what `drydock garage init` wrote.
+///
+/// # Errors
+/// `BadInput` when it is something else.
 pub(crate) fn garage_key(file: &Path) -> Result<HostPublicKey> {
-    HostPublicKey::from_file(&read(file)?)
+    HostPublicKey::from_file(&files::read(file)?)
         .context(Kind::BadInput, || format!("{} is not a garage's public key", file.display()))
         .or_next(|| "name the file that `drydock garage init --out FILE` wrote in the garage".into())
 }
 
-pub(crate) fn refuse_open_to_others(path: &Path) -> Result<()> {
-    use std::os::unix::fs::MetadataExt;
-    let mode = std::fs::metadata(path).context(Kind::Internal, || format!("cannot read {}", path.display()))?.mode();
-    if mode & 0o077 == 0 {
-        return Ok(());
-    }
-    Err(Error::new(
-        Kind::Refused,
-        format!("{} holds secrets and others may read it (mode {:o})", path.display(), mode & 0o777),
-    )
-    .remedy(format!("chmod 600 {}", path.display())))
-}
-
-pub(crate) fn read(path: &Path) -> Result<Vec<u8>> {
-    durable::read_bounded(path, MAX_FILE).map_err(|e| {
-        let kind = if e.kind() == std::io::ErrorKind::NotFound { Kind::NotFound } else { Kind::BadInput };
-        Error::new(kind, format!("cannot read {}", path.display()))
-            .caused_by(&e)
-            .remedy("name an existing, readable file")
-    })
-}
-
+/// Reads a guardian's metadata document.
+///
+/// # Errors
+/// `BadInput` when it is something else.
 pub(crate) fn read_public(path: &Path) -> Result<GuardianPublic> {
-    GuardianPublic::parse(&read(path)?)
+    GuardianPublic::parse(&files::read(path)?)
         .context(Kind::BadInput, || format!("{} is not a guardian's metadata document", path.display()))
         .or_next(|| "name what `drydock guardian export` or `drydock hgs guardian` wrote".into())
-}
-
-/// Reads a passphrase from a descriptor, or asks on the terminal. Never from an argument or the environment.
-pub(crate) fn passphrase(prompt: &str, fd: Option<i32>) -> Result<Zeroizing<String>> {
-    if let Some(fd) = fd {
-        let path = format!("/dev/fd/{fd}");
-        let mut text = Zeroizing::new(String::new());
-        std::fs::File::open(&path)
-            .and_then(|file| file.take(4096).read_to_string(&mut text))
-            .context(Kind::BadInput, || format!("cannot read a passphrase from descriptor {fd}"))?;
-        return Ok(Zeroizing::new(text.trim_end_matches(['\r', '\n']).to_owned()));
-    }
-    if !std::io::stdin().is_terminal() {
-        return Err(Error::new(Kind::BadInput, "a passphrase is needed and there is no terminal to ask on")
-            .remedy("give it on a descriptor: --passphrase-fd N"));
-    }
-    rpassword::prompt_password(prompt).map(Zeroizing::new).context(Kind::BadInput, || "cannot read a passphrase".into())
-}
-
-/// The same for a passphrase that something is encrypted under from now on: of a length, and typed twice.
-pub(crate) fn new_passphrase(what: &str, fd: Option<i32>, least: usize) -> Result<Zeroizing<String>> {
-    let passphrase = passphrase(&format!("New passphrase for {what}: "), fd)?;
-    if passphrase.chars().count() < least {
-        return Err(Error::new(Kind::BadInput, format!("the passphrase is shorter than {least} characters"))
-            .remedy("choose a longer one; four random words are good"));
-    }
-    if fd.is_none() && *passphrase != *self::passphrase("Again: ", None)? {
-        return Err(Error::new(Kind::BadInput, "the two passphrases differ").remedy("run the command again"));
-    }
-    Ok(passphrase)
-}
-
-/// Asks a yes-or-no question; anything but `yes` is no.
-pub(crate) fn confirm(question: &str) -> Result<()> {
-    if !std::io::stdin().is_terminal() {
-        return Err(
-            Error::new(Kind::BadInput, format!("{question} There is no terminal to ask on")).remedy("say --yes")
-        );
-    }
-    eprint!("{question} Type 'yes': ");
-    let mut answer = String::new();
-    std::io::stdin().read_line(&mut answer).context(Kind::BadInput, || "cannot read an answer".into())?;
-    if answer.trim() == "yes" { Ok(()) } else { Err(Error::new(Kind::Interrupted, "not confirmed; nothing was done")) }
 }

@@ -1,17 +1,31 @@
 //! The `drydock` command.
+//!
+//! | Module | Subject |
+//! |---|---|
+//! | [`cli`] | the top level of the command line |
+//! | [`vm`], [`guardian`], [`garage`], [`protector`], [`recovery`], [`hgs`], [`host`], [`doctor`] | one noun each, its arguments and its code |
+//! | [`console`] | a VM's console and sessions |
+//! | [`keyring`] | the directory of guardians |
+//! | [`daemon`], [`rights`] | what a command that serves needs, and what it gives up |
+//! | [`agent_call`] | a request to the agent |
+//! | [`output`], [`fingerprint`], [`prompt`], [`files`] | what people and scripts see, are asked, and hand over |
 
 mod agent_call;
 mod cli;
+mod console;
+mod daemon;
 mod doctor;
+mod files;
+mod fingerprint;
 mod garage;
 mod guardian;
-mod hgs_nodes;
-mod hgs_service;
-mod host_service;
+mod hgs;
+mod host;
 mod keyring;
 mod output;
+mod prompt;
 mod protector;
-mod recovery_cmd;
+mod recovery;
 mod rights;
 mod vm;
 
@@ -38,10 +52,10 @@ fn main() -> ExitCode {
         Command::Guardian(command) => guardian::run(command, &out),
         Command::Garage(command) => garage::run(command, &cli.socket, &out),
         Command::Protector(command) => protector::run(command, &out),
-        Command::Recovery(command) => recovery_cmd::run(command, &cli.socket, &out),
-        Command::Hgs(command) => hgs_service::run(command, &out),
-        Command::Host(command) => host_service::run(command, &cli.socket, &out),
-        Command::Doctor { service } => doctor::run(&service, &out),
+        Command::Recovery(command) => recovery::run(command, &cli.socket, &out),
+        Command::Hgs(command) => hgs::run(command, &out),
+        Command::Host(command) => host::run(command, &cli.socket, &out),
+        Command::Doctor { hgs } => doctor::run(&hgs, &out),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -52,12 +66,12 @@ fn main() -> ExitCode {
     }
 }
 
-/// Keys pass through this process: no core dumps, no ptrace by others of the same user, nothing of it in swap.
+/// Keys pass through this process: no core dumps, no ptrace by other processes of the user, nothing of it in swap.
 fn harden() {
-    // First: the rest takes the right to. What fails here is told where a VM starts; below holds without it.
+    // First, because the rest takes the right to. A failure is reported when a VM starts; the rest works without it.
     let _ = confine::forbid_core_dumps();
     let _ = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable);
-    // Others have a limit, and beyond it allocations would fail.
+    // Other users have a limit, beyond which allocations would fail.
     if rustix::process::geteuid().is_root() {
         use rustix::mm::{MlockAllFlags, mlockall};
         let _ = mlockall(MlockAllFlags::CURRENT | MlockAllFlags::FUTURE | MlockAllFlags::ONFAULT);

@@ -4,10 +4,10 @@ use std::cell::RefCell;
 use std::io::IsTerminal;
 
 use indicatif::{ProgressBar, ProgressStyle};
-use outcome::Error;
-use outcome::Progress;
+use outcome::{Error, Progress};
 use serde_json::{Value, json};
 
+/// Where a command prints, and how.
 pub(crate) struct Output {
     json: bool,
     quiet: bool,
@@ -32,13 +32,14 @@ impl Output {
         }
     }
 
-    /// A remark on the way.
+    /// A remark during the work.
     pub(crate) fn note(&self, text: &str) {
         if !self.json && !self.quiet {
             eprintln!("{}", printable(text));
         }
     }
 
+    /// What a long step is doing.
     pub(crate) fn progress(&self, progress: &Progress) {
         if self.quiet {
             return;
@@ -72,6 +73,7 @@ impl Output {
         }
     }
 
+    /// The error that ends the command: message, causes, next step.
     pub(crate) fn error(&self, error: &Error) {
         self.end_bar();
         if self.json {
@@ -88,7 +90,7 @@ impl Output {
     }
 }
 
-/// What is printed may quote a file or a certificate that somebody else wrote: nothing in it steers the terminal.
+/// What is printed may quote a file or a certificate that somebody else wrote: no part of it may control the terminal.
 fn printable(text: &str) -> String {
     text.chars().map(|c| if c.is_control() && !matches!(c, '\n' | '\t') { '\u{fffd}' } else { c }).collect()
 }
@@ -100,10 +102,29 @@ fn style() -> ProgressStyle {
 
 #[cfg(test)]
 mod tests {
-    use super::printable;
+    #![allow(clippy::unwrap_used)]
+    use outcome::Kind;
+
+    use super::*;
 
     #[test]
     fn nothing_printed_steers_the_terminal() {
         assert_eq!(printable("a\tb\nc \u{1b}[2J\u{9b}1m\r\u{7f}"), "a\tb\nc \u{fffd}[2J\u{fffd}1m\u{fffd}\u{fffd}");
+    }
+
+    #[test]
+    fn the_exit_codes_are_those_of_the_documentation() {
+        let rows = include_str!("../../../docs/exit-codes.md").lines().filter_map(|line| {
+            let mut cells = line.strip_prefix("| ")?.split('|').map(str::trim);
+            Some((cells.next()?.parse::<u8>().ok()?, cells.next()?.trim_matches('`')))
+        });
+        let documented: Vec<_> = rows.filter(|(_, kind)| !kind.is_empty()).collect();
+        for (code, kind) in &documented {
+            let kind: Kind = serde_json::from_value(json!(kind)).unwrap();
+            assert_eq!(kind.exit_code(), *code, "{kind:?}");
+        }
+        // One row for each kind: 1 to 11 without 2, which is clap's, and 130.
+        let codes: Vec<u8> = documented.iter().map(|(code, _)| *code).collect();
+        assert_eq!(codes, [1, 3, 4, 5, 6, 7, 8, 9, 10, 11, 130]);
     }
 }

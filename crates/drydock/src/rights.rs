@@ -1,5 +1,5 @@
-//! What the agent may do: root's capabilities without those that it does not need, and no way to gain one. Everything that
-//! it starts begins with these, and gives up more.
+//! What the agent may do: root's capabilities without those that it does not need, and no way to regain one. Everything
+//! that it starts inherits these, and gives up more.
 
 use outcome::{Context, Error, Kind, Next, Result};
 use rustix::io::Errno;
@@ -8,7 +8,7 @@ use rustix::thread::{
     no_new_privs, remove_capability_from_bounding_set, set_capabilities, set_no_new_privs,
 };
 
-/// Of every agent; the rest goes. docs/hardening.md says what each is for, the units have the same.
+/// What every agent keeps. docs/hardening.md says what each is for; the units in contrib/systemd have the same list.
 const KEPT: CapabilitySet = CapabilitySet::CHOWN
     .union(CapabilitySet::DAC_OVERRIDE)
     .union(CapabilitySet::KILL)
@@ -19,30 +19,36 @@ const KEPT: CapabilitySet = CapabilitySet::CHOWN
     .union(CapabilitySet::IPC_LOCK)
     .union(CapabilitySet::SYS_PTRACE)
     .union(CapabilitySet::SYS_ADMIN);
-/// And of one in a garage, which installs packages when it is asked to.
+/// What an agent in a garage keeps too: it installs packages on request.
 const INSTALLS: CapabilitySet = CapabilitySet::FOWNER.union(CapabilitySet::FSETID);
 
-/// Gives up all but what the agent needs, and says what it has then. Capabilities are a thread's: before there is another.
+/// Gives up all capabilities but those that the agent needs, and names what is left. Call it before a second thread
+/// exists: each thread has its own.
 ///
 /// # Errors
-/// `Internal` when something is left that should not be: then the agent does not go on.
+/// `Internal` when something is left that should not be: the agent must not continue then.
 pub(crate) fn reduce(local: bool) -> Result<String> {
     let threads = std::fs::read_dir("/proc/self/task").map(Iterator::count);
     if threads.context(Kind::Internal, || "cannot count the agent's threads".into())? != 1 {
-        return Err(Error::new(Kind::Internal, "other threads would keep their rights"));
+        return Err(Error::new(Kind::Internal, "other threads would keep their capabilities"));
     }
     let kept = kept(local);
-    give_up(kept).context(Kind::Internal, || "the agent cannot give up rights that it does not need".into()).or_next(
-        || "start it as root with all capabilities, or with CapabilityBoundingSet= as in contrib/systemd".into(),
-    )?;
-    let unknown = || "cannot ask for the agent's rights".to_owned();
+    give_up(kept)
+        .context(Kind::Internal, || "the agent cannot give up capabilities that it does not need".into())
+        .or_next(|| {
+            "start it as root with all capabilities, or with CapabilityBoundingSet= as in contrib/systemd".into()
+        })?;
+    let unknown = || "cannot read the agent's capabilities".to_owned();
     let left = capabilities(None).context(Kind::Internal, unknown)?;
     let bounding = bounding().context(Kind::Internal, unknown)?;
     let gains = !no_new_privs().context(Kind::Internal, unknown)?;
     let over = (left.effective | left.permitted | left.inheritable | bounding) - kept;
-    // Who is not root has no capability to give up, and cannot take any out of the bounding set; none can be gained.
+    // A user other than root has no capability to give up, cannot shrink the bounding set, and gains none.
     if gains || !left.inheritable.is_empty() || (!over.is_empty() && rustix::process::geteuid().is_root()) {
-        return Err(Error::new(Kind::Internal, format!("the kernel leaves the agent rights: {}", names(over))));
+        return Err(Error::new(
+            Kind::Internal,
+            format!("the kernel leaves the agent capabilities that it must not have: {}", names(over)),
+        ));
     }
     Ok(names(left.effective))
 }
@@ -64,14 +70,14 @@ fn give_up(kept: CapabilitySet) -> rustix::io::Result<()> {
     set_no_new_privs(true)
 }
 
-/// The bounding set, also of capabilities that are newer than this program.
+/// The bounding set, including capabilities that are newer than this program.
 fn bounding() -> rustix::io::Result<CapabilitySet> {
     let mut found = CapabilitySet::empty();
     for capability in each(CapabilitySet::from_bits_retain(u64::MAX)) {
         match capability_is_in_bounding_set(capability) {
             Ok(true) => found |= capability,
             Ok(false) => {}
-            // The kernel knows none above.
+            // The kernel has no capability above this one.
             Err(Errno::INVAL) => break,
             Err(errno) => return Err(errno),
         }
@@ -79,12 +85,12 @@ fn bounding() -> rustix::io::Result<CapabilitySet> {
     Ok(found)
 }
 
-/// One by one, with those that have no name here.
+/// One by one, including those without a name here.
 fn each(set: CapabilitySet) -> impl Iterator<Item = CapabilitySet> {
     (0..u64::BITS).map(|bit| CapabilitySet::from_bits_retain(1 << bit)).filter(move |one| set.contains(*one))
 }
 
-/// As capabilities(7) has them.
+/// As capabilities(7) names them.
 fn names(set: CapabilitySet) -> String {
     let name = |one: CapabilitySet| match one.iter_names().next() {
         Some((name, _)) => format!("CAP_{name}"),

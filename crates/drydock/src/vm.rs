@@ -1,24 +1,227 @@
-//! `drydock vm …`
+//! `drydock vm …`: the VMs of one host, through its agent.
 
-use std::fs::File;
-use std::io::{IsTerminal, Read, Write};
-use std::os::fd::AsFd;
+mod describe;
+mod nic;
+
 use std::path::{Path, PathBuf};
 
-use host::api::{CreateVm, PowerState, VmRequest, VmStatus};
-use machine::proof::Proof;
+use clap::{Args, Subcommand, ValueEnum};
+use host::api::{CreateNic, CreateVm, VmRequest, VmStatus};
 use machine::{ConsoleProfile, Policy};
-use outcome::{Context, Error, Kind, Result};
-use rustix::termios::{OptionalActions, Termios, tcgetattr, tcsetattr};
+use outcome::{Error, Kind, Result};
 use serde_json::{Value, json};
 
-use crate::agent_call::call;
-use crate::cli::{ConsoleProfileArg, PolicyArg, Vm, VmCreate};
-use crate::keyring;
+use self::nic::NicArg;
+use crate::agent_call::{answer, call};
 use crate::output::Output;
+use crate::{console, files, prompt};
 
-/// Ctrl-], as telnet has it.
-const ESCAPE: u8 = 0x1d;
+#[derive(Subcommand)]
+pub(crate) enum VmCommand {
+    /// Create a VM from disk images and a key protector.
+    ///
+    /// The agent copies the images into its store, makes the vTPM, and seals the VM's state. It needs the VM's key once,
+    /// so the Host Guardian Service must be reachable. The VM is off afterwards: start it with `drydock vm start`.
+    #[command(after_long_help = "Examples:\n  \
+        drydock vm create web --disk web.qcow2 --protector web.protector.xml --nic bridge=br0 --memory 2048\n  \
+        drydock vm create gw --disk gw.raw --protector gw.xml --nic bridge=br0 \\\n      \
+        --nic bridge=br1,mac=52:54:00:12:34:56\n  \
+        drydock vm create vmre --disk garage.qcow2 --protector vmre.xml --nic bridge=br0 --nested")]
+    Create(Create),
+    /// Start a VM.
+    ///
+    /// The agent obtains the VM's key from the Host Guardian Service (or from a local guardian, in a repair garage),
+    /// seals the state again under a new key, and runs the VM.
+    #[command(after_long_help = "Example:\n  drydock vm start web")]
+    Start {
+        /// Name of the VM.
+        name: String,
+    },
+    /// Ask the guest to shut down, and wait until it has.
+    ///
+    /// A guest that does not react keeps running, and the command says so. `--force` cuts the power: use it when the
+    /// guest hangs, and for an orphaned VM, which nothing else reaches.
+    #[command(after_long_help = "Example:\n  drydock vm stop web")]
+    Stop {
+        /// Name of the VM.
+        name: String,
+        /// Cut the power instead.
+        #[arg(long)]
+        force: bool,
+    },
+    /// List the VMs of this host: state, policy, memory, owner.
+    #[command(after_long_help = "Example:\n  drydock vm list")]
+    List,
+    /// Show one VM: its devices, its owner, and whether a recovery holds it.
+    ///
+    /// With `--exposure` it prints the exposure report of a running VM: users, sockets, files and devices of its
+    /// processes, as the kernel and QEMU report them at this moment, and whether each rule holds. Run it to check what
+    /// an attacker on this host could reach.
+    #[command(after_long_help = "Examples:\n  drydock vm show web\n  drydock --json vm show web --exposure")]
+    Show {
+        /// Name of the VM.
+        name: String,
+        /// Show the exposure report of the running VM.
+        #[arg(long, alias = "proof")]
+        exposure: bool,
+    },
+    /// Write a VM's key protector to a file, for its owner.
+    ///
+    /// The owner needs the current one to let a guardian in, to shut one out, or to inspect it. Every start of the VM
+    /// replaces it.
+    #[command(after_long_help = "Example:\n  drydock vm protector web --out web.protector.xml")]
+    Protector {
+        /// Name of the VM.
+        name: String,
+        /// Where to write it.
+        #[arg(long, short, value_name = "FILE")]
+        out: PathBuf,
+    },
+    /// Store the owner's signed protector update: the VM changes to the new key protector at its next start.
+    ///
+    /// The owner makes the update with `drydock protector grant --change` or `drydock protector revoke --change`.
+    #[command(after_long_help = "Examples:\n  \
+        drydock vm set-protector web web.change\n  \
+        drydock vm set-protector web --drop")]
+    SetProtector {
+        /// Name of the VM.
+        name: String,
+        /// The signed protector update.
+        #[arg(required_unless_present = "drop", conflicts_with = "drop")]
+        change: Option<PathBuf>,
+        /// Discard a stored update that no start has used yet.
+        #[arg(long)]
+        drop: bool,
+    },
+    /// Change a VM's policy. Works in local mode only, in a repair garage; a guarded host refuses it.
+    ///
+    /// The private key of the VM's owner, or of a guardian that it was granted to, must be on this machine. A recovery
+    /// does this by itself; `drydock recovery import --grant` and `drydock recovery finish` are the usual way.
+    #[command(after_long_help = "Example:\n  drydock vm set-policy web encryption-supported")]
+    SetPolicy {
+        /// Name of the VM.
+        name: String,
+        /// The new policy.
+        #[arg(value_enum)]
+        policy: PolicyArg,
+    },
+    /// Delete a VM and its disks. They cannot be restored.
+    #[command(after_long_help = "Example:\n  drydock vm delete web")]
+    Delete {
+        /// Name of the VM.
+        name: String,
+        /// Do not ask.
+        #[arg(long)]
+        yes: bool,
+    },
+    /// Migrate a running VM to another guarded host, with its disks and its vTPM, while it runs.
+    ///
+    /// Both hosts must obtain the VM's key from the Host Guardian Service, and the other host's agent must take
+    /// migrations (`drydock host serve --migration-listen`). Until the VM is handed over it keeps running here, whatever
+    /// fails. If the other host did not confirm the hand-over, find out whether the VM runs there; if it does not and
+    /// never will, `--take-back` returns it to this host.
+    #[command(after_long_help = "Examples:\n  \
+        drydock vm migrate web --to host2.example:8444\n  \
+        drydock vm migrate web --take-back")]
+    Migrate {
+        /// Name of the VM.
+        name: String,
+        /// Where the other host's agent takes migrations.
+        #[arg(long, required_unless_present = "take_back", value_name = "HOST:PORT")]
+        to: Option<String>,
+        /// After a hand-over that the other host did not confirm: the VM does not run there and never will.
+        #[arg(long, conflicts_with = "to")]
+        take_back: bool,
+        /// Do not ask.
+        #[arg(long, requires = "take_back")]
+        yes: bool,
+    },
+    /// Connect to the serial console of a VM; leave with Ctrl-].
+    ///
+    /// Only an encryption-supported VM has a console; for a shielded one the agent refuses it.
+    #[command(after_long_help = "Example:\n  drydock vm console web")]
+    Console {
+        /// Name of the VM.
+        name: String,
+    },
+    /// Open a session with a guest whose network is broken: standard input and output become the session.
+    ///
+    /// Only a VM with console profile 2019 has sessions. The guest runs an SSH server on the session and decides whom it
+    /// lets in; all that passes through this host is encrypted. An admin of this host could still answer in the guest's
+    /// place, so compare the host key with the guest's, as with any SSH server.
+    ///
+    /// A session ends with its input, with the guest's server, or when another session is opened: a VM has one at a
+    /// time.
+    #[command(after_long_help = "Examples:\n  \
+        ssh -o ProxyCommand=\"drydock vm session web\" root@web\n  \
+        from another machine, through the host:\n  \
+        ssh -o ProxyCommand=\"ssh HOST drydock vm session web\" root@web")]
+    Session {
+        /// Name of the VM.
+        name: String,
+    },
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub(crate) enum PolicyArg {
+    /// No console and no debugger, for anybody.
+    Shielded,
+    /// Encrypted at rest, with a console for the admins of the host.
+    EncryptionSupported,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub(crate) enum ConsoleProfileArg {
+    /// Only the network reaches the guest, as in Windows Server 2016.
+    #[value(name = "2016")]
+    Server2016,
+    /// Also sessions, which the guest may accept or refuse, as in Windows Server 2019.
+    #[value(name = "2019")]
+    Server2019,
+}
+
+#[derive(Args)]
+pub(crate) struct Create {
+    /// Name of the VM: 1 to 63 of a-z, 0-9 and '-'.
+    pub name: String,
+    /// A disk image (qcow2, raw or VHDX), which is copied into the store; the first one boots. Repeatable.
+    #[arg(long = "disk", required = true, value_name = "IMAGE")]
+    pub disks: Vec<PathBuf>,
+    /// The key protector that the VM's owner made (`drydock protector new`).
+    #[arg(long, value_name = "FILE")]
+    pub protector: PathBuf,
+    /// Who may see inside the VM. Sealed: nobody on a guarded host can change it.
+    #[arg(long, value_enum, default_value = "shielded")]
+    pub policy: PolicyArg,
+    /// What reaches the VM out of band. Sealed: it cannot be changed later.
+    #[arg(long, value_enum, default_value = "2016")]
+    pub console_profile: ConsoleProfileArg,
+    /// A network card on a Linux bridge. Repeatable, in the order in which the guest sees the cards.
+    ///
+    /// Without `mac` the address is derived from the VM's id. Either way it stays the same wherever the VM goes.
+    #[arg(
+        long = "nic",
+        value_name = "bridge=NAME[,mac=ADDRESS]",
+        required_unless_present = "switch",
+        conflicts_with = "switch"
+    )]
+    pub nics: Vec<NicArg>,
+    /// Short form of `--nic bridge=BRIDGE`, for one network card.
+    #[arg(long, value_name = "BRIDGE")]
+    pub switch: Option<String>,
+    /// MAC address of the network card of --switch.
+    #[arg(long, value_name = "ADDRESS", requires = "switch", conflicts_with = "nics")]
+    pub mac: Option<String>,
+    /// Memory in MiB.
+    #[arg(long, default_value_t = 1024, value_name = "MIB")]
+    pub memory: u32,
+    /// Number of virtual CPUs.
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    pub vcpus: u32,
+    /// Nested virtualization: let the guest run VMs itself. For a repair garage.
+    #[arg(long)]
+    pub nested: bool,
+}
 
 impl From<PolicyArg> for Policy {
     fn from(arg: PolicyArg) -> Self {
@@ -38,56 +241,100 @@ impl From<ConsoleProfileArg> for ConsoleProfile {
     }
 }
 
-pub(crate) fn run(command: Vm, socket: &Path, out: &Output) -> Result<()> {
-    match command {
-        Vm::Create(args) => create(args, socket, out),
-        Vm::Start { name } => show(&call(socket, &VmRequest::VmStart { name }, out)?, out),
-        Vm::Stop { name, force } => show(&call(socket, &VmRequest::VmStop { name, force }, out)?, out),
-        Vm::Show { name, proof: true } => proof(&name, socket, out),
-        Vm::Show { name, proof: false } => show(&call(socket, &VmRequest::VmShow { name }, out)?, out),
-        Vm::Protector { name, out: target } => protector(name, &target, socket, out),
-        Vm::SetProtector { name, change, .. } => set_protector(name, change.as_deref(), socket, out),
-        Vm::SetPolicy { name, policy } => {
-            show(&call(socket, &VmRequest::VmSetPolicy { name, policy: policy.into() }, out)?, out)
-        }
-        Vm::List => {
-            let value = call(socket, &VmRequest::VmList, out)?;
-            let all: Vec<VmStatus> = parse(&value)?;
-            out.result(&value, || table(&all));
-            Ok(())
-        }
-        Vm::Delete { name, yes } => {
+pub(crate) fn run(command: VmCommand, socket: &Path, out: &Output) -> Result<()> {
+    let request = match command {
+        VmCommand::Create(args) => VmRequest::VmCreate(create(args)?),
+        VmCommand::Start { name } => VmRequest::VmStart { name },
+        VmCommand::Stop { name, force } => VmRequest::VmStop { name, force },
+        VmCommand::Show { name, exposure: false } => VmRequest::VmShow { name },
+        VmCommand::SetPolicy { name, policy } => VmRequest::VmSetPolicy { name, policy: policy.into() },
+        VmCommand::Migrate { name, to: None, yes, .. } => {
             if !yes {
-                keyring::confirm(&format!("Delete {name} and its disks for good?"))?;
+                prompt::confirm(&format!("Is it certain that {name} does not run on the other host?"))?;
             }
-            let value = call(socket, &VmRequest::VmDelete { name: name.clone() }, out)?;
-            out.result(&value, || format!("{name} is deleted"));
-            Ok(())
+            VmRequest::VmTakeBack { name }
         }
-        Vm::Migrate { name, to: Some(to), .. } => {
-            let value = call(socket, &VmRequest::VmMigrate { name: name.clone(), to: to.clone() }, out)?;
-            out.result(&value, || format!("{name} runs on {to}"));
-            Ok(())
-        }
-        Vm::Migrate { name, to: None, yes, .. } => {
-            if !yes {
-                keyring::confirm(&format!("Is it certain that {name} does not run on the other host?"))?;
-            }
-            show(&call(socket, &VmRequest::VmTakeBack { name }, out)?, out)
-        }
-        Vm::Console { name } => console(&name, socket, out),
-        Vm::Session { name } => session(name, socket, out),
+        VmCommand::Migrate { name, to: Some(to), .. } => return migrate(name, to, socket, out),
+        VmCommand::Show { name, exposure: true } => return exposure(name, socket, out),
+        VmCommand::Protector { name, out: target } => return protector(name, &target, socket, out),
+        VmCommand::SetProtector { name, change, .. } => return set_protector(name, change.as_deref(), socket, out),
+        VmCommand::List => return list(socket, out),
+        VmCommand::Delete { name, yes } => return delete(name, yes, socket, out),
+        VmCommand::Console { name } => return console::console(&name, socket, out),
+        VmCommand::Session { name } => return console::session(name, socket, out),
+    };
+    // These answer with the VM as it is now.
+    let value = call(socket, &request, out)?;
+    let vm: VmStatus = answer(&value)?;
+    out.result(&value, || describe::vm(&vm));
+    Ok(())
+}
+
+fn create(args: Create) -> Result<CreateVm> {
+    let protector = files::read_text(&args.protector, "a key protector")?;
+    let image = |path: &PathBuf| {
+        path.canonicalize().map_err(|e| {
+            Error::new(Kind::NotFound, format!("the disk image {} does not exist", path.display()))
+                .caused_by(&e)
+                .remedy("name an existing disk image")
+        })
+    };
+    let nics = match args.switch {
+        Some(bridge) => vec![CreateNic { bridge, mac: args.mac }],
+        None => args.nics.into_iter().map(CreateNic::from).collect(),
+    };
+    Ok(CreateVm {
+        name: args.name,
+        memory_mib: args.memory,
+        vcpus: args.vcpus,
+        disks: args.disks.iter().map(image).collect::<Result<_>>()?,
+        nics,
+        switch: None,
+        mac: None,
+        nested: args.nested,
+        policy: args.policy.into(),
+        console_profile: args.console_profile.into(),
+        protector,
+    })
+}
+
+fn list(socket: &Path, out: &Output) -> Result<()> {
+    let value = call(socket, &VmRequest::VmList, out)?;
+    let all: Vec<VmStatus> = answer(&value)?;
+    out.result(&value, || describe::table(&all));
+    Ok(())
+}
+
+fn delete(name: String, yes: bool, socket: &Path, out: &Output) -> Result<()> {
+    if !yes {
+        prompt::confirm(&format!("Delete {name} and its disks permanently?"))?;
     }
+    let value = call(socket, &VmRequest::VmDelete { name: name.clone() }, out)?;
+    out.result(&value, || format!("{name} is deleted"));
+    Ok(())
+}
+
+fn migrate(name: String, to: String, socket: &Path, out: &Output) -> Result<()> {
+    let value: Value = call(socket, &VmRequest::VmMigrate { name: name.clone(), to: to.clone() }, out)?;
+    out.result(&value, || format!("{name} runs on {to}"));
+    Ok(())
+}
+
+fn exposure(name: String, socket: &Path, out: &Output) -> Result<()> {
+    let value = call(socket, &VmRequest::VmProof { name: name.clone() }, out)?;
+    let report = answer(&value)?;
+    out.result(&value, || describe::exposure(&name, &report));
+    Ok(())
 }
 
 fn protector(name: String, target: &Path, socket: &Path, out: &Output) -> Result<()> {
     let value = call(socket, &VmRequest::VmProtector { name: name.clone() }, out)?;
     let document = value["protector"].as_str().unwrap_or_default();
-    crate::guardian::write(target, document.as_bytes())?;
+    files::write(target, document.as_bytes())?;
     out.result(&json!({ "file": target }), || {
         format!(
-            "the key protector of {name} is in {}; it is in force until the next start\n\
-             Its owner: drydock protector grant {0} --owner NAME --to GUARDIAN --out NEW --change CHANGE",
+            "the key protector of {name} is in {}; the next start of the VM replaces it\n\
+             To change it, the owner: drydock protector grant {0} --owner NAME --to GUARDIAN --out NEW --change UPDATE",
             target.display()
         )
     });
@@ -95,241 +342,12 @@ fn protector(name: String, target: &Path, socket: &Path, out: &Output) -> Result
 }
 
 fn set_protector(name: String, change: Option<&Path>, socket: &Path, out: &Output) -> Result<()> {
-    let change = match change {
-        None => None,
-        Some(file) => Some(
-            String::from_utf8(keyring::read(file)?)
-                .context(Kind::BadInput, || format!("{} is not a change of a key protector", file.display()))?,
-        ),
-    };
+    let change = change.map(|file| files::read_text(file, "a signed protector update")).transpose()?;
     let next = match change {
-        Some(_) => format!("{name} takes its new key protector at its next start"),
+        Some(_) => format!("{name} changes to its new key protector at its next start"),
         None => format!("{name} keeps its key protector"),
     };
     let value = call(socket, &VmRequest::VmSetProtector { name, change }, out)?;
     out.result(&value, || next);
     Ok(())
-}
-
-fn create(args: VmCreate, socket: &Path, out: &Output) -> Result<()> {
-    let protector = String::from_utf8(keyring::read(&args.protector)?)
-        .context(Kind::BadInput, || format!("{} is not a key protector", args.protector.display()))?;
-    let absolute = |path: &PathBuf| {
-        path.canonicalize().map_err(|e| {
-            Error::new(Kind::NotFound, format!("there is no disk image {}", path.display()))
-                .caused_by(&e)
-                .remedy("name an existing disk image")
-        })
-    };
-    let request = VmRequest::VmCreate(CreateVm {
-        name: args.name,
-        memory_mib: args.memory,
-        vcpus: args.vcpus,
-        disks: args.disks.iter().map(absolute).collect::<Result<_>>()?,
-        switch: args.switch,
-        mac: args.mac,
-        nested: args.nested,
-        policy: args.policy.into(),
-        console_profile: args.console_profile.into(),
-        protector,
-    });
-    show(&call(socket, &request, out)?, out)
-}
-
-fn parse<T: serde::de::DeserializeOwned>(value: &Value) -> Result<T> {
-    serde_json::from_value(value.clone()).context(Kind::Internal, || "the agent's answer has another shape".into())
-}
-
-fn show(value: &Value, out: &Output) -> Result<()> {
-    let vm: VmStatus = parse(value)?;
-    out.result(value, || describe(&vm));
-    Ok(())
-}
-
-fn proof(name: &str, socket: &Path, out: &Output) -> Result<()> {
-    let value = call(socket, &VmRequest::VmProof { name: name.to_owned() }, out)?;
-    let proof: Proof = parse(&value)?;
-    out.result(&value, || describe_proof(name, &proof));
-    Ok(())
-}
-
-fn describe_proof(name: &str, proof: &Proof) -> String {
-    let mut text = format!("{name}: {}, QEMU {} under {}\n", proof.policy, proof.qemu_version, proof.accelerator);
-    for process in [&proof.qemu, &proof.swtpm] {
-        let user = process.uids.first().copied().unwrap_or_default();
-        let digest = short(process.program_sha256.as_deref().unwrap_or_default());
-        text += &format!(
-            "  process {:<8} {} (sha256 {digest}), user {user}, {} descriptors\n",
-            process.pid,
-            process.program.display(),
-            process.descriptors.len(),
-        );
-    }
-    for statement in &proof.holds {
-        text += &format!("  {:<5} {statement}\n", if statement.holds { "yes" } else { "NO" });
-    }
-    text
-}
-
-fn state(vm: &VmStatus) -> &'static str {
-    match vm.state {
-        PowerState::Off => "off",
-        PowerState::Busy => "busy",
-        PowerState::Running => "running",
-        PowerState::Orphaned => "orphaned",
-    }
-}
-
-fn table(all: &[VmStatus]) -> String {
-    if all.is_empty() {
-        return "no VMs; `drydock vm create` makes one".into();
-    }
-    let mut text = format!("{:<20} {:<9} {:<21} {:>8}  {}\n", "NAME", "STATE", "POLICY", "MEMORY", "OWNER");
-    for vm in all {
-        text += &format!(
-            "{:<20} {:<9} {:<21} {:>4} MiB  {}{}\n",
-            vm.name,
-            state(vm),
-            vm.policy.to_string(),
-            vm.memory_mib,
-            vm.owner,
-            vm.recovery.as_ref().map(|_| "  (in recovery)").unwrap_or_default()
-        );
-    }
-    text
-}
-
-fn describe(vm: &VmStatus) -> String {
-    let mut text = format!(
-        "{}: {}, {}\n  id          {}\n  console     profile {}\n  memory      {} MiB, {} vCPU{}\n  network     {}\n  disks       {}\n  generation  {}\n  owner       {} ({})\n",
-        vm.name,
-        state(vm),
-        vm.policy,
-        vm.id,
-        vm.console_profile,
-        vm.memory_mib,
-        vm.vcpus,
-        if vm.nested { ", nested virtualization" } else { "" },
-        vm.switch.iter().zip(&vm.mac).map(|(s, m)| format!("{s} {m}")).collect::<Vec<_>>().join(", "),
-        vm.disks.join(", "),
-        vm.generation,
-        vm.owner,
-        short(&vm.owner_fingerprint),
-    );
-    if let Some(offline) = &vm.offline {
-        text += &format!(
-            "  offline     {}{} starts left without the Host Guardian Service\n",
-            if offline.started { "this was one; " } else { "" },
-            offline.remaining,
-        );
-    }
-    if let Some(hold) = &vm.recovery {
-        text += &format!("  recovery    {}: {}\n", hold.recovery_id, hold.reason);
-    }
-    if let Some(handed_over) = &vm.handed_over {
-        text += &format!("  handed over to {}, and may run there\n", handed_over.to);
-    }
-    text
-}
-
-/// The first half of a fingerprint: enough for people to compare.
-pub(crate) fn short(fingerprint: &str) -> &str {
-    fingerprint.get(..16).unwrap_or(fingerprint)
-}
-
-fn console(name: &str, socket: &Path, out: &Output) -> Result<()> {
-    let (stream, early) = host::client::stream(socket, &VmRequest::VmConsole { name: name.to_owned() })?;
-    out.note(&format!("Connected to the console of {name}; leave with Ctrl-]."));
-    let raw = RawTerminal::enter();
-    let mut to_guest = stream.try_clone().context(Kind::Internal, || "cannot share the console".into())?;
-    // Ends with the process: a blocked read of the terminal cannot be taken back.
-    std::thread::spawn(move || {
-        let mut stdin = std::io::stdin();
-        let mut buffer = [0u8; 256];
-        while let Ok(n) = stdin.read(&mut buffer) {
-            let typed = &buffer[..n];
-            let end = typed.iter().position(|b| *b == ESCAPE);
-            if n == 0 || to_guest.write_all(&typed[..end.unwrap_or(n)]).is_err() || end.is_some() {
-                break;
-            }
-        }
-        let _ = to_guest.shutdown(std::net::Shutdown::Both);
-    });
-    let mut from_guest = stream;
-    let mut stdout = std::io::stdout();
-    let mut buffer = [0u8; 4096];
-    let mut shown = stdout.write_all(&early).and_then(|()| stdout.flush());
-    while shown.is_ok() {
-        match from_guest.read(&mut buffer) {
-            Ok(n) if n > 0 => shown = stdout.write_all(&buffer[..n]).and_then(|()| stdout.flush()),
-            _ => break,
-        }
-    }
-    drop(raw);
-    out.note("");
-    Ok(())
-}
-
-/// Not `io::copy`: it would splice, and a pipe that is spliced into is locked while nothing comes, for its reader too.
-fn carry(from: &mut impl Read, to: &mut impl Write) -> std::io::Result<()> {
-    let mut buffer = [0u8; 16 << 10];
-    loop {
-        match from.read(&mut buffer) {
-            Ok(0) => return Ok(()),
-            Ok(read) => to.write_all(&buffer[..read])?,
-            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-}
-
-/// Raw bytes, as `ssh` wants them of a ProxyCommand.
-fn session(name: String, socket: &Path, out: &Output) -> Result<()> {
-    let lost = || "cannot share the session".to_owned();
-    let (mut from_guest, early) = host::client::stream(socket, &VmRequest::VmSession { name })?;
-    if std::io::stdin().is_terminal() {
-        out.note("What comes is for an SSH client: drydock vm session --help");
-    }
-    let mut to_guest = from_guest.try_clone().context(Kind::Internal, lost)?;
-    // Not through the standard library's buffers: a client waits for every byte.
-    let mut input = File::from(std::io::stdin().as_fd().try_clone_to_owned().context(Kind::Internal, lost)?);
-    let mut output = File::from(std::io::stdout().as_fd().try_clone_to_owned().context(Kind::Internal, lost)?);
-    // Ends with the process, as the console's.
-    std::thread::spawn(move || {
-        let _ = carry(&mut input, &mut to_guest);
-        let _ = to_guest.shutdown(std::net::Shutdown::Write);
-    });
-    let shown = output.write_all(&early).and_then(|()| carry(&mut from_guest, &mut output));
-    match shown {
-        // Whoever reads may have had enough.
-        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
-            Err(error).context(Kind::Internal, || "the session broke off".into())
-        }
-        _ => Ok(()),
-    }
-}
-
-/// The terminal passes every key on while this lives.
-struct RawTerminal {
-    before: Termios,
-}
-
-impl RawTerminal {
-    fn enter() -> Option<Self> {
-        let stdin = std::io::stdin();
-        if !stdin.is_terminal() {
-            return None;
-        }
-        let before = tcgetattr(stdin.as_fd()).ok()?;
-        let mut raw = before.clone();
-        raw.make_raw();
-        tcsetattr(stdin.as_fd(), OptionalActions::Now, &raw).ok()?;
-        Some(RawTerminal { before })
-    }
-}
-
-impl Drop for RawTerminal {
-    fn drop(&mut self) {
-        let _ = tcsetattr(std::io::stdin().as_fd(), OptionalActions::Now, &self.before);
-    }
 }

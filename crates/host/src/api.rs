@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use machine::{ConsoleProfile, Policy};
+use outcome::{Error, Kind, Result};
 use serde::{Deserialize, Serialize};
 
 /// A request about one VM or all of them.
@@ -97,10 +98,14 @@ pub struct CreateVm {
     pub vcpus: u32,
     /// Disk images to copy into the store (qcow2, raw or VHDX; the first one boots).
     pub disks: Vec<PathBuf>,
-    /// The bridge that its network card is attached to.
-    pub switch: String,
-    /// The card's MAC address; derived from the VM's id by default.
-    #[serde(default)]
+    /// Network cards, in the order in which the guest sees them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub nics: Vec<CreateNic>,
+    /// The bridge of the only card, in requests of releases that knew no `nics`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub switch: Option<String>,
+    /// Its MAC address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mac: Option<String>,
     /// Whether the guest can run virtual machines of its own: a repair garage must.
     pub nested: bool,
@@ -111,6 +116,34 @@ pub struct CreateVm {
     pub console_profile: ConsoleProfile,
     /// The key protector, an MS-KPS `Protector` document.
     pub protector: String,
+}
+
+/// A network card of a VM that is to be created.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CreateNic {
+    /// Name of a Linux bridge.
+    pub bridge: String,
+    /// `xx:xx:xx:xx:xx:xx` in lower case, unicast; derived from the VM's id when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mac: Option<String>,
+}
+
+impl CreateVm {
+    /// The network cards, in whichever form the request names them.
+    ///
+    /// # Errors
+    /// `BadInput` when it names none, or uses both forms.
+    pub fn nics(&self) -> Result<Vec<CreateNic>> {
+        match (&self.switch, self.nics.as_slice()) {
+            (None, []) => Err(Error::new(Kind::BadInput, "a VM needs at least one network card")
+                .remedy("--nic bridge=NAME, with an existing bridge: ip link show type bridge")),
+            (None, nics) if self.mac.is_none() => Ok(nics.to_vec()),
+            (Some(bridge), []) => Ok(vec![CreateNic { bridge: bridge.clone(), mac: self.mac.clone() }]),
+            _ => Err(Error::new(Kind::BadInput, "the request names network cards in two forms")
+                .remedy("use `nics`, or `switch` and `mac`")),
+        }
+    }
 }
 
 /// Whether a VM runs.
@@ -218,4 +251,45 @@ pub struct AgentInfo {
     /// The address of the Host Guardian Service's node that answered last.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hgs: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    /// A request as a client writes it, with these fields added.
+    fn create(cards: Value) -> CreateVm {
+        let mut request = json!({
+            "op": "vm-create", "name": "web", "memory_mib": 1024, "vcpus": 1, "disks": ["/a"], "nested": false,
+            "policy": "shielded", "protector": "<Protector/>",
+        });
+        request.as_object_mut().unwrap().extend(cards.as_object().unwrap().clone());
+        match serde_json::from_value(request).unwrap() {
+            VmRequest::VmCreate(create) => create,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn cards_are_a_list_and_the_earlier_form_is_still_understood() {
+        let card = |bridge: &str, mac: Option<&str>| CreateNic { bridge: bridge.into(), mac: mac.map(str::to_owned) };
+        let mac = "52:54:00:00:00:01";
+        let two = json!({ "nics": [{ "bridge": "br0" }, { "bridge": "br1", "mac": mac }] });
+        assert_eq!(create(two).nics().unwrap(), [card("br0", None), card("br1", Some(mac))]);
+        assert_eq!(create(json!({ "switch": "br0" })).nics().unwrap(), [card("br0", None)]);
+        assert_eq!(create(json!({ "switch": "br0", "mac": null })).nics().unwrap(), [card("br0", None)]);
+        assert_eq!(create(json!({ "switch": "br0", "mac": mac })).nics().unwrap(), [card("br0", Some(mac))]);
+        for wrong in [
+            json!({}),
+            json!({ "mac": mac }),
+            json!({ "nics": [] }),
+            json!({ "nics": [{ "bridge": "br0" }], "switch": "br0" }),
+            json!({ "nics": [{ "bridge": "br0" }], "mac": mac }),
+        ] {
+            assert_eq!(create(wrong.clone()).nics().unwrap_err().kind, Kind::BadInput, "{wrong}");
+        }
+    }
 }

@@ -9,7 +9,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::agent::Agent;
-use crate::api::CreateVm;
+use crate::api::{CreateNic, CreateVm};
 use crate::image;
 use crate::vm_lock::VmLock;
 use outcome::Events;
@@ -36,9 +36,11 @@ pub(crate) async fn create(agent: &Agent, request: CreateVm, events: &Events) ->
     if request.disks.is_empty() {
         return Err(Error::new(Kind::BadInput, "a VM needs at least one disk").remedy("--disk IMAGE"));
     }
-    machine::tap::check_switch(&request.switch)
-        .context(Kind::NotFound, || format!("'{}' is not a bridge on this host", request.switch))
-        .or_next(|| "name an existing bridge: ip link show type bridge".into())?;
+    for nic in request.nics()? {
+        machine::tap::check_switch(&nic.bridge)
+            .context(Kind::NotFound, || format!("'{}' is not a bridge on this host", nic.bridge))
+            .or_next(|| "name an existing bridge: ip link show type bridge".into())?;
+    }
     let made = create_in(agent, &lock, request, &protector, events).await;
     if made.is_err() {
         lock.dir().remove()?;
@@ -57,6 +59,7 @@ async fn create_in(
     dir.remove()?;
     durable::private_dir(dir.path()).context(Kind::Internal, || format!("cannot make {}", dir.path().display()))?;
     let id = Uuid::new_v4();
+    let nics = nics_of(id, request.nics()?);
     let mut spec = VmSpec {
         id,
         name: request.name,
@@ -66,7 +69,7 @@ async fn create_in(
         policy: request.policy,
         console_profile: request.console_profile,
         disks: Vec::new(),
-        nics: vec![NicSpec { switch: request.switch, mac: request.mac.unwrap_or_else(|| mac_of(id)) }],
+        nics,
         firmware: Firmware::find().context(Kind::MissingTool, || "no OVMF firmware with Secure Boot".into())?,
     };
     for (index, source) in request.disks.iter().enumerate() {
@@ -122,10 +125,18 @@ pub(crate) async fn delete(agent: &Agent, name: &str) -> Result<()> {
     Ok(())
 }
 
-/// A locally administered address derived from the VM's id: the same wherever the VM goes.
-fn mac_of(id: Uuid) -> String {
+fn nics_of(id: Uuid, asked: Vec<CreateNic>) -> Vec<NicSpec> {
+    let spec = |(index, nic): (u8, CreateNic)| NicSpec {
+        switch: nic.bridge,
+        mac: nic.mac.unwrap_or_else(|| mac_of(id, index)),
+    };
+    (0..=u8::MAX).zip(asked).map(spec).collect()
+}
+
+/// A locally administered address derived from the VM's id and the card's number: the same wherever the VM goes.
+fn mac_of(id: Uuid, index: u8) -> String {
     let b = id.as_bytes();
-    format!("52:54:00:{:02x}:{:02x}:{:02x}", b[0], b[1], b[2])
+    format!("52:54:00:{:02x}:{:02x}:{:02x}", b[0], b[1], b[2].wrapping_add(index))
 }
 
 /// Free bytes on the file system that holds `path`.
@@ -136,4 +147,18 @@ pub fn free_space(path: &Path) -> Result<u64> {
     let stat = rustix::fs::statvfs(path)
         .context(Kind::Internal, || format!("cannot ask for the free space of {}", path.display()))?;
     Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_card_without_an_address_gets_one_of_its_own() {
+        let id = Uuid::from_bytes([0x0a, 0x0b, 0xff, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15]);
+        let card = |mac: Option<&str>| CreateNic { bridge: "br0".into(), mac: mac.map(str::to_owned) };
+        let nics = nics_of(id, vec![card(None), card(Some("52:54:00:00:00:01")), card(None)]);
+        let macs: Vec<_> = nics.iter().map(|nic| nic.mac.as_str()).collect();
+        assert_eq!(macs, ["52:54:00:0a:0b:ff", "52:54:00:00:00:01", "52:54:00:0a:0b:01"]);
+    }
 }

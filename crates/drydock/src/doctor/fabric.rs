@@ -1,32 +1,30 @@
 //! The Host Guardian Service: each node, its certificates, both clocks, and an attestation.
 
-use host::Guarded;
-use host::Store;
+use host::{Guarded, Store};
 use key_protector::GuardianPublic;
 use outcome::{Error, Result};
 use time::{Duration, OffsetDateTime};
 
-use super::Check;
-use crate::cli::Service;
-use crate::host_service::guarded;
+use super::check::Check;
+use crate::host::{HgsArgs, guarded};
 
-/// Certificates that end sooner need somebody's attention now.
+/// Certificates that expire sooner need attention now.
 const SOON: Duration = Duration::days(30);
-/// Health certificates of a service with a shorter life than this would end while VMs are started.
+/// Health certificates that are valid for less than this could expire while a VM starts.
 const LEAST_HEALTH: Duration = Duration::minutes(10);
 
-pub(super) async fn checks(service: &Service) -> Vec<Check> {
-    if service.hgs.is_empty() {
+pub(super) async fn checks(args: &HgsArgs) -> Vec<Check> {
+    if args.hgs.is_empty() {
         let fix = "name it: drydock doctor --hgs URL --hgs-ca FILE";
         return vec![Check::skip("HGS", "no Host Guardian Service is named", Some(fix))];
     }
-    // Opening a store makes it; a doctor makes nothing.
-    let store = if service.store.join("vms").is_dir() { Store::open(&service.store).map(Some) } else { Ok(None) };
+    // Opening a store creates it; a doctor creates nothing.
+    let store = if args.store.join("vms").is_dir() { Store::open(&args.store).map(Some) } else { Ok(None) };
     let guarded = match store {
-        Ok(Some(store)) => guarded(service, &store).await,
+        Ok(Some(store)) => guarded(args, &store).await,
         Ok(None) => {
-            let fix = format!("drydock host init --store {} --out host.pub.pem", service.store.display());
-            return vec![Check::fail("HGS", "this host has no store, and so no key to attest with", fix)];
+            let fix = format!("drydock host init --store {} --out host.pub.pem", args.store.display());
+            return vec![Check::fail("HGS", "this host has no store, and therefore no key to attest with", fix)];
         }
         Err(error) => Err(error),
     };
@@ -38,7 +36,7 @@ pub(super) async fn checks(service: &Service) -> Vec<Check> {
     let guardians = guarded.guardians().await;
     for (url, guardian) in guarded.urls().zip(&guardians) {
         checks.push(match guardian {
-            Ok(guardian) => Check::pass("HGS", format!("{url} answers for '{}'", guardian.name())),
+            Ok(guardian) => Check::pass("HGS", format!("{url} answers, with the guardian '{}'", guardian.name())),
             Err(error) => failed("HGS", error),
         });
     }
@@ -47,7 +45,7 @@ pub(super) async fn checks(service: &Service) -> Vec<Check> {
     checks
 }
 
-/// The fabric guardian, and that all nodes have the same.
+/// The fabric guardian, which must be the same on all nodes.
 fn guardian(found: &[Result<GuardianPublic>]) -> Check {
     const NAME: &str = "fabric guardian";
     let mut all = found.iter().flatten();
@@ -56,8 +54,8 @@ fn guardian(found: &[Result<GuardianPublic>]) -> Check {
     if all.any(|other| other.signing().fingerprint() != fingerprint) {
         return Check::fail(
             NAME,
-            "the nodes answer for different guardians",
-            "export the keys of the newest node, import them on the others, start all again (docs/hgs.md, Several nodes)",
+            "the nodes have different guardians",
+            "export the keys of the newest node, import them on the others, and restart all of them (docs/hgs.md, Several nodes)",
         );
     }
     let left = first.not_after() - OffsetDateTime::now_utc();
@@ -65,8 +63,8 @@ fn guardian(found: &[Result<GuardianPublic>]) -> Check {
     if left < SOON {
         return Check::fail(
             NAME,
-            format!("'{}' ends at {until}", first.name()),
-            "on the service: drydock hgs rotate; then have owners grant the new one",
+            format!("'{}' expires at {until}", first.name()),
+            "on the service: drydock hgs rotate; then have the owners grant the new guardian",
         );
     }
     Check::pass(NAME, format!("'{}', until {until}", first.name()))
@@ -80,7 +78,11 @@ async fn attestation(guarded: &Guarded) -> Vec<Check> {
     };
     let mut checks = vec![Check::pass(NAME, "Passed: the service gives this host keys")];
     let Some((from, until)) = health.validity() else {
-        checks.push(Check::fail("clock", "the health certificate is none", "use the same version on both sides"));
+        checks.push(Check::fail(
+            "clock",
+            "the health certificate is not valid",
+            "run the same version of drydock on the host and on the service",
+        ));
         return checks;
     };
     let now = OffsetDateTime::now_utc();
@@ -88,7 +90,7 @@ async fn attestation(guarded: &Guarded) -> Vec<Check> {
         Check::fail(
             "clock",
             format!(
-                "here it is {}; the health certificate just made is for {} to {}",
+                "the clock here says {}; the new health certificate is valid from {} to {}",
                 outcome::rfc3339(now),
                 outcome::rfc3339(from),
                 outcome::rfc3339(until)
@@ -96,17 +98,17 @@ async fn attestation(guarded: &Guarded) -> Vec<Check> {
             "set both clocks by NTP: timedatectl set-ntp true",
         )
     } else {
-        Check::pass("clock", "agrees with the service's")
+        Check::pass("clock", "agrees with the service's clock")
     });
     let life = until - now;
     checks.push(if life < LEAST_HEALTH {
         Check::fail(
             "health",
-            format!("health certificates live {} minutes", life.whole_minutes()),
-            "on the service: serve with a longer life of health certificates, 8 hours by default",
+            format!("health certificates are valid for {} minutes", life.whole_minutes()),
+            "on the service: configure a longer lifetime of health certificates; the default is 8 hours",
         )
     } else {
-        Check::pass("health", format!("health certificates live {} minutes", life.whole_minutes()))
+        Check::pass("health", format!("health certificates are valid for {} minutes", life.whole_minutes()))
     });
     checks
 }

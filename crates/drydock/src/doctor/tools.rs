@@ -1,10 +1,10 @@
-//! The programs and the firmware that VMs are made of.
+//! The programs and the firmware that run VMs.
 
 use std::process::Command;
 
-use super::Check;
+use super::check::Check;
 
-/// Programs, the packages that they come in, and whether they are parts of QEMU.
+/// Programs, the packages that they come in, and whether they belong to QEMU.
 const PROGRAMS: [(&str, &str, bool); 6] = [
     ("qemu-system-x86_64", "qemu-system-x86", true),
     ("qemu-img", "qemu-utils", true),
@@ -36,7 +36,7 @@ pub(super) fn checks() -> Vec<Check> {
     checks
 }
 
-/// QEMU's parts read each other's images and speak to each other: they are of one release or of none.
+/// QEMU's programs read each other's images and talk to each other: all must be of one release.
 fn same_version(parts: &[(&str, String)]) -> Check {
     const NAME: &str = "qemu versions";
     let all: Vec<String> = parts.iter().map(|(program, version)| format!("{program} {version}")).collect();
@@ -47,11 +47,11 @@ fn same_version(parts: &[(&str, String)]) -> Check {
             all.join(", "),
             "install qemu-system-x86 and qemu-utils from the same release (on Debian 12 both with -t bookworm-backports)",
         ),
-        None => Check::skip(NAME, "no part of QEMU is installed", None),
+        None => Check::skip(NAME, "QEMU is not installed", None),
     }
 }
 
-/// The first line of what a program says of itself; none if it does not run.
+/// The first line that a program prints about its version; none if it does not run.
 fn version(program: &str) -> Option<String> {
     let flag = if program == "ip" { "-V" } else { "--version" };
     let output = Command::new(program).arg(flag).output().ok()?;
@@ -68,7 +68,7 @@ fn number(said: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::doctor::Outcome;
+    use crate::doctor::check::Outcome;
 
     #[test]
     fn parts_of_two_releases_are_noticed() {
