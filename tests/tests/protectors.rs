@@ -117,7 +117,7 @@ fn wrong_changes(world: &World, first: &str, granted: &str, denials: &mut Denial
     let mut flipped = fs::read(world.offline("dvm.change"))?;
     let middle = flipped.len() / 2;
     flipped[middle] ^= 1;
-    denials.expect("a change with a flipped byte", BAD_INPUT, "not a change", attempt(&flipped));
+    denials.expect("a change with a flipped byte", BAD_INPUT, "not a signed protector update", attempt(&flipped));
     Ok(())
 }
 
