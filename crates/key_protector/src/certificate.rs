@@ -312,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn an_ambiguous_subject_is_no_subject() {
+    fn an_ambiguous_subject_is_refused() {
         assert_eq!(Certificate::from_der(TWO_ROLES).unwrap().role(), None);
         assert_refused!(Certificate::from_der(TWO_NAMES), Certificate);
     }

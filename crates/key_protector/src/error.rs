@@ -18,7 +18,7 @@ pub enum Error {
     TooLarge {
         /// Which kind of document.
         document: &'static str,
-        /// The largest that is allowed.
+        /// The size that is allowed, in bytes.
         limit: usize,
     },
     /// XML in another encoding.
@@ -77,13 +77,13 @@ pub enum Error {
     },
 
     // A protector as a whole.
-    /// A protector for nobody.
+    /// A protector without recipients.
     #[error("the protector has no wrapping")]
     NoWrapping,
     /// More guardians than a protector can have.
     #[error("the protector has more than {limit} wrappings")]
     TooManyWrappings {
-        /// The largest that is allowed.
+        /// How many are allowed.
         limit: usize,
     },
     /// Wrappings refer to each other by id, so an id is unique.
@@ -92,7 +92,7 @@ pub enum Error {
         /// The wrapping's id.
         id: u32,
     },
-    /// Nobody is at the root of the tree of wrappings.
+    /// The tree of wrappings has no root.
     #[error("no wrapping is its own parent, so the protector has no owner")]
     NoOwner,
     /// The tree of wrappings has two roots.
@@ -119,12 +119,12 @@ pub enum Error {
     #[error("the transport key signature was not made with this transport key")]
     TransportKeySignature,
     /// The unsigned attribute and the signed parameter disagree.
-    #[error("MaxOfflineUnwraps differs from the number that is bound inside the wrappings")]
+    #[error("MaxOfflineUnwraps differs from the value that the owner's wrapping binds")]
     OfflineUnwraps,
     /// More offline unwraps than an owner can allow.
     #[error("a protector allows at most {limit} offline unwraps")]
     TooManyOfflineUnwraps {
-        /// The largest that is allowed.
+        /// How many are allowed.
         limit: u32,
     },
     /// The guardian is not among those the protector is for.
@@ -145,7 +145,7 @@ pub enum Error {
         /// The guardian's name.
         guardian: String,
     },
-    /// There is nobody to revoke.
+    /// No guardian to revoke.
     #[error("no wrapping has a certificate with the fingerprint {fingerprint}")]
     NoSuchGuardian {
         /// The fingerprint that was asked for, cut to 64 characters.
@@ -190,7 +190,7 @@ pub enum Error {
     #[error("a guardian's name must be 1 to 64 printable characters")]
     Name,
     /// A certificate without a role, where one is needed.
-    #[error("certificate of {subject:?} does not say which role its guardian has")]
+    #[error("certificate of {subject:?} names no role for its guardian")]
     Role {
         /// The certificate's common name.
         subject: String,
@@ -202,7 +202,7 @@ pub enum Error {
     #[error("a guardian's two certificates name different guardians")]
     NamesDiffer,
     /// The owner's role and the owner's place go together.
-    #[error("wrapping {id}: the owner's role belongs to the owner's wrapping and to no other")]
+    #[error("wrapping {id}: the owner's wrapping, and no other, must have the owner's role")]
     OwnerRole {
         /// The wrapping's id.
         id: u32,

@@ -4,8 +4,8 @@
 //! private key through these traits: they name a key's operations, so that a token which never
 //! gives its keys away (PKCS#11, a smartcard) can implement them too.
 //!
-//! Such a token needs the guardian's public half beside it, which [`GuardianPublic::parse`] reads,
-//! and [`GuardianPublic::self_signed`] makes once with the token's help.
+//! Such an implementation also needs the guardian's public half: [`GuardianPublic::parse`] reads it,
+//! and [`GuardianPublic::self_signed`] makes it once with the token's help.
 
 use zeroize::Zeroizing;
 

@@ -61,7 +61,7 @@ fn every_missing_byte_is_noticed() {
     }
 }
 
-/// The same content to an XML parser, or content that hides beside it.
+/// The same content to an XML parser, or hidden content next to it.
 #[test]
 fn there_is_one_spelling() {
     let edits = [

@@ -201,7 +201,7 @@ fn too_many_recipients_are_refused() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
-    /// Whoever is in a protector can open it, nobody else can, and it survives being written and
+    /// Every recipient of a protector can open it, no one else can, and it survives being written and
     /// read; and so does what comes of rolling it for a part of its recipients.
     #[test]
     fn round_trip(first in any::<[bool; 4]>(), second in any::<[bool; 4]>(), by in 0usize..5) {
