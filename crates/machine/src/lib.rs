@@ -20,30 +20,24 @@
 
 pub mod accel;
 pub mod disk;
+mod engine;
 mod error;
-mod incoming;
-pub mod luks;
-mod merge;
-mod orphan;
-mod outgoing;
-mod policy_nv;
 mod process;
-pub mod proof;
-pub mod qemu;
-mod qmp;
-pub mod record;
-pub mod running;
-pub mod session;
+mod sealed;
 pub mod spec;
-pub mod state;
-mod swtpm;
-mod swtpm_ctrl;
 pub mod tap;
 pub mod user;
 
+pub use engine::argv as qemu;
+pub use engine::exposure as proof;
+pub use engine::orphan::{end_orphan, find_qemu, find_qemu_with};
+pub use engine::running::{self, Exit, Running, StartOptions};
+pub use engine::session;
+use engine::{merge, outgoing, qmp};
 pub use error::Error;
-pub use orphan::{end_orphan, find_qemu, find_qemu_with};
-pub use running::{Exit, Running, StartOptions};
+pub use sealed::slot as state;
+pub use sealed::{luks, record};
+use sealed::{policy_nv, swtpm, swtpm_ctrl};
 pub use spec::{Backing, ConsoleProfile, DiskFormat, DiskSpec, Firmware, NicSpec, Policy, VmSpec};
 
 /// Result of this crate's operations.
