@@ -1,43 +1,29 @@
 //! Merging an overlay into the image under it while the VM runs.
 //!
 //! ```text
-//! block-commit ── copies what the overlay holds ──> ready ── guest paused ── pivot ── `settled` ── guest goes on
+//! block-commit ── copies what the overlay holds ──> ready ── guest paused ── pivot ── `settled` ── guest resumes
 //!      └─ fails: the VM runs on both images, as before          │               └─ fails: the guest stays paused
-//!                                                               └─ fails: the guest goes on, on both images
+//!                                                               └─ fails: the guest resumes, on both images
 //! ```
-//! Until the pivot the overlay holds everything, so a merge that ended anywhere can be done again. The guest is
-//! paused from the pivot until the caller has written down that the overlay does not count any more: at no moment
-//! is there a write in one image only while the other one is what the next start would use.
+//! Until the pivot the overlay holds everything, so an interrupted merge can always be repeated. The guest is paused from
+//! the pivot until the caller has recorded that the overlay no longer counts: at no moment is a write in only one image
+//! while the other one is what the next start would use.
 
-use std::time::Duration;
+use serde_json::json;
 
-use serde_json::{Value, json};
-use tokio::sync::broadcast::Receiver;
-use tokio::sync::broadcast::error::RecvError;
+use super::jobs::Until;
+use super::nodes::{backing_node, disk_node};
+use super::qmp::Command;
+use super::running::RunningVm;
+use crate::error::{Error, Result};
 
-use crate::qmp::{Command, Event};
-use crate::running::Running;
-use crate::{Error, Result, disk, qemu};
-
-/// How often a job is asked for its progress.
-pub(crate) const PROGRESS: Duration = Duration::from_millis(500);
-
-/// How far a job is awaited.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Until {
-    /// Everything is copied; new writes go to both images.
-    Ready,
-    /// It has ended well: after a merge, the guest uses the image below.
-    Done,
-}
-
-impl Running {
+impl RunningVm {
     /// Merges the overlay of the disk with this serial number into its backing image, and makes the VM use that.
     /// `settled` runs while the guest is paused; `progress` gets bytes done and in all.
     ///
     /// # Errors
-    /// [`Error::DiskAttachment`] for a disk that is not attached; QEMU's refusal: the guest goes on. What `settled` says:
-    /// the guest stays paused. In both cases the merge can be called again, and goes on from there.
+    /// [`Error::DiskAttachment`] for a disk that is not attached, or QEMU's refusal: the guest keeps running. The error of
+    /// `settled`: the guest stays paused. In both cases the merge can be called again, and continues from there.
     pub async fn merge_overlay<E: From<Error>>(
         &self,
         serial: &str,
@@ -45,27 +31,27 @@ impl Running {
         settled: impl FnOnce() -> std::result::Result<(), E>,
     ) -> std::result::Result<(), E> {
         let index = self.own_disk_index(serial)?;
-        let node = qemu::disk_node(index);
+        let node = disk_node(index);
         if !self.is_unsettled(serial) {
             self.copy_and_pivot(index, &node, &mut progress).await?;
         }
         settled()?;
         self.qmp().execute(Command::Cont, json!({})).await?;
-        self.set_merged(index);
+        self.disks().set_merged(index);
         self.drop_node(&node).await;
         Ok(())
     }
 
-    /// Leaves the guest paused when it has pivoted.
+    /// Leaves the guest paused once the pivot has succeeded.
     async fn copy_and_pivot(&self, index: usize, node: &str, progress: &mut impl FnMut(u64, u64)) -> Result<()> {
         let job = format!("merge-{index}");
         let mut events = self.qmp().events();
         match self.job(&job).await? {
-            Some(job) if job["ready"] == true => {}
-            // One that an earlier call left behind.
+            Some(job) if job.ready => {}
+            // Left behind by an earlier call.
             Some(_) => self.job_until(&job, Until::Ready, &mut events, progress).await?,
             None => {
-                let arguments = json!({"job-id": job, "device": node, "base-node": disk::backing_node(node)});
+                let arguments = json!({"job-id": job, "device": node, "base-node": backing_node(node)});
                 self.qmp().execute(Command::BlockCommit, arguments).await?;
                 self.job_until(&job, Until::Ready, &mut events, progress).await?;
             }
@@ -78,7 +64,7 @@ impl Running {
         .await;
         match pivot {
             Ok(()) => {
-                self.set_unsettled(index, true);
+                self.disks().set_unsettled(index, true);
                 Ok(())
             }
             Err(error) => {
@@ -88,45 +74,18 @@ impl Running {
         }
     }
 
-    pub(crate) async fn job(&self, id: &str) -> Result<Option<Value>> {
-        let jobs = self.qmp().execute(Command::QueryBlockJobs, json!({})).await?;
-        let jobs = jobs.as_array().ok_or(Error::QmpProtocol { reason: "no list of block jobs" })?;
-        Ok(jobs.iter().find(|job| job["device"] == id).cloned())
+    /// Whether the guest is paused because a merge of this disk is not recorded yet.
+    pub fn is_unsettled(&self, serial: &str) -> bool {
+        self.disks().find(serial).is_some_and(|disk| disk.unsettled)
     }
 
-    pub(crate) async fn job_until(
-        &self,
-        id: &str,
-        until: Until,
-        events: &mut Receiver<Event>,
-        progress: &mut impl FnMut(u64, u64),
-    ) -> Result<()> {
-        loop {
-            match tokio::time::timeout(PROGRESS, events.recv()).await {
-                Ok(Ok(event)) if event.data["device"] == id => match event.name.as_str() {
-                    "BLOCK_JOB_READY" if until == Until::Ready => return Ok(()),
-                    "BLOCK_JOB_COMPLETED" => {
-                        return match event.data["error"].as_str() {
-                            None if until == Until::Done => Ok(()),
-                            why => Err(Error::BlockJob { reason: why.unwrap_or("it ended early").to_owned() }),
-                        };
-                    }
-                    _ => {}
-                },
-                Ok(Ok(_)) => {}
-                Ok(Err(RecvError::Closed)) => return Err(Error::QmpClosed),
-                // Events may have been missed, or none came: the job itself knows.
-                Ok(Err(RecvError::Lagged(_))) | Err(_) => match self.job(id).await? {
-                    Some(job) => {
-                        progress(job["offset"].as_u64().unwrap_or(0), job["len"].as_u64().unwrap_or(0));
-                        if until == Until::Ready && job["ready"] == true {
-                            return Ok(());
-                        }
-                    }
-                    None if until == Until::Done => return Ok(()),
-                    None => return Err(Error::BlockJob { reason: "it ended without a word".into() }),
-                },
-            }
+    /// The index by which the nodes of one of the VM's own disks are named.
+    fn own_disk_index(&self, serial: &str) -> Result<usize> {
+        let refuse = |reason| Error::DiskAttachment { serial: serial.to_owned(), reason };
+        match self.disks().find(serial) {
+            None => Err(refuse("is not attached")),
+            Some(disk) if !disk.sealed => Err(refuse("is not part of the VM: the image under it is only read")),
+            Some(disk) => Ok(disk.index),
         }
     }
 }

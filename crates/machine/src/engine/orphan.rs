@@ -6,18 +6,19 @@ use std::time::Duration;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use uuid::Uuid;
 
+use super::file_id::file_id;
+use crate::error::{Error, Result};
 use crate::process::QEMU;
-use crate::proof::file_id;
-use crate::{Error, Result};
 
 const DEADLINE: Duration = Duration::from_secs(10);
 
-/// The process id of a QEMU that runs the VM `id`, whoever started it.
+/// The process id of a QEMU that runs the VM `id`, whichever program started it. Anyone can start a process that looks
+/// like one: good enough to refuse a start, not to trust a VM.
 pub fn find_qemu(id: Uuid) -> Option<u32> {
     find(id, |_| true)
 }
 
-/// The same for one that has these UEFI variables open, and is no other host's.
+/// The same for a QEMU that has these UEFI variables open, and so is not another agent's on the same machine.
 pub fn find_qemu_with(id: Uuid, vars: &Path) -> Option<u32> {
     let vars = file_id(&std::fs::metadata(vars).ok()?);
     find(id, |pid| {
@@ -35,7 +36,7 @@ fn find(id: Uuid, is_wanted: impl Fn(u32) -> bool) -> Option<u32> {
         .find(|pid| uuid_of(*pid).is_some_and(|found| found == id) && is_wanted(*pid))
 }
 
-/// Cuts such a VM's power. Its swtpm ends by itself when its control channel closes.
+/// Cuts the power of such a VM. Its swtpm exits by itself when its control channel closes.
 ///
 /// # Errors
 /// When the process cannot be signalled, or does not end.
@@ -46,7 +47,7 @@ pub async fn end_orphan(pid: u32) -> Result<()> {
     let Ok(handle) = pidfd_open(raw, PidfdFlags::empty()) else {
         return Ok(());
     };
-    // The handle pins the process: what is checked now is what gets the signal.
+    // The handle pins the process: the one that is checked now is the one that gets the signal.
     if uuid_of(pid).is_none() {
         return Ok(());
     }

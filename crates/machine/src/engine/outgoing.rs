@@ -1,41 +1,34 @@
-//! A running VM's state passed to another host's QEMU.
+//! A running VM's state sent to another host's QEMU.
 //!
 //! ```text
-//! disks copied, then kept alike ── memory copied ── guest paused ── disks level ── last of the state ── passed on
-//!   └─ anything fails, or is given up: `take_back`, and the guest goes on here ──────────────────────────┘
+//! disks copied, then kept in sync ── memory copied ── guest paused ── disks level ── rest of the state ── handed over
+//!   └─ any failure, or cancelled: `take_back`, and the guest resumes here ─────────────────────────────────┘
 //! ```
-//! Writes reach the other side in the background: however slow or broken the way there is, the guest does not wait for it.
-//! The state of the vTPM is in QEMU's stream in the clear, so the channels must be encrypted by whoever holds their
-//! other ends.
+//! Writes reach the other side in the background: the guest does not wait for the network, however slow or broken it is.
+//! The state of the vTPM is in QEMU's stream in the clear, so whoever holds the other ends of the channels must encrypt
+//! them.
 
 use std::os::fd::OwnedFd;
 
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::sync::broadcast::error::RecvError;
 
-use crate::merge::{PROGRESS, Until};
-use crate::qmp::Command;
-use crate::running::Running;
-use crate::{Error, Result};
-
-/// QEMU's name for the descriptor that the memory goes through.
-pub(crate) const CHANNEL: &str = "migration";
-
-/// The name under which the other side takes the `index`th disk.
-pub(crate) fn export_name(index: usize) -> String {
-    format!("disk-{index}")
-}
+use super::jobs::{PROGRESS, Until};
+use super::migration::{CHANNEL, export_name};
+use super::qmp::{Command, run_state};
+use super::running::RunningVm;
+use crate::error::{Error, Result};
 
 fn mirror(index: usize) -> String {
     format!("mirror-{index}")
 }
 
-impl Running {
-    /// Copies the `index`th disk through `channel` to the QEMU at its other end, an NBD server, and keeps both alike from
+impl RunningVm {
+    /// Copies the `index`th disk through `channel` to the QEMU at its other end, an NBD server, and keeps both in sync from
     /// then on. `progress` gets bytes done and in all.
     ///
     /// # Errors
-    /// [`Error::DiskAttachment`] for what is not a disk of the VM; QEMU's refusal, the channel's end.
+    /// [`Error::DiskAttachment`] for an index that is not a disk of the VM; QEMU's refusal; the end of the channel.
     pub async fn mirror_disk(&self, index: usize, channel: OwnedFd, mut progress: impl FnMut(u64, u64)) -> Result<()> {
         let node = self.sealed_node(index)?;
         let target = mirror(index);
@@ -53,11 +46,11 @@ impl Running {
         self.job_until(&target, Until::Ready, &mut events, &mut progress).await
     }
 
-    /// Passes memory and devices on through `channel`. At the end the guest is paused, here and there, and its disks,
-    /// all of which were mirrored, are alike.
+    /// Sends memory and devices through `channel`. At the end the guest is paused on both sides, and its disks, all of
+    /// which were mirrored, are identical.
     ///
     /// # Errors
-    /// [`Error::Migration`] with QEMU's reason: call [`Running::take_back`].
+    /// [`Error::Migration`] with QEMU's reason: call [`RunningVm::take_back`].
     pub async fn send_memory(&self, channel: OwnedFd, mut progress: impl FnMut(u64, u64)) -> Result<()> {
         self.qmp().get_fd(CHANNEL, channel).await?;
         self.set_capabilities(&["events", "pause-before-switchover", "auto-converge"]).await?;
@@ -70,13 +63,12 @@ impl Running {
         self.migration_until("completed", &mut progress).await
     }
 
-    /// Gives up passing the VM on, wherever that stood; the guest goes on here.
+    /// Cancels the transfer at whatever point it is; the guest resumes here.
     ///
     /// # Errors
-    /// When QEMU does not go on: the VM is stopped or dead.
+    /// When QEMU does not resume: the VM is paused or dead.
     pub async fn take_back(&self) -> Result<()> {
-        let migration = self.qmp().execute(Command::QueryMigrate, json!({})).await?;
-        if migration["status"].as_str().is_some_and(|status| !ENDED.contains(&status)) {
+        if self.migration().await?.is_active() {
             self.qmp().execute(Command::MigrateCancel, json!({})).await?;
             self.migration_ended().await?;
         }
@@ -84,73 +76,20 @@ impl Running {
             self.drop_mirror(index).await?;
         }
         let status = self.qmp().execute(Command::QueryStatus, json!({})).await?;
-        if status["status"] != "running" {
+        if run_state(&status) != Some("running") {
             self.qmp().execute(Command::Cont, json!({})).await?;
         }
         Ok(())
     }
 
-    /// How many disks the sealed record names.
-    pub fn disk_count(&self) -> usize {
-        self.disks().attached.iter().filter(|disk| disk.sealed).count()
-    }
-
-    /// Whether there are disks beyond the sealed record's, or a change of one is under way.
+    /// Whether disks beyond the sealed record's are attached, or a change of one is under way.
     pub fn has_guests_disks(&self) -> bool {
         self.disks().attached.iter().any(|disk| !disk.sealed || disk.busy || disk.unsettled)
     }
 
-    pub(crate) async fn set_capabilities(&self, names: &[&str]) -> Result<()> {
-        let on: Vec<Value> = names.iter().map(|name| json!({"capability": name, "state": true})).collect();
-        self.qmp().execute(Command::MigrateSetCapabilities, json!({"capabilities": on})).await.map(drop)
-    }
-
-    /// Waits until QEMU's migration, outgoing or incoming, has reached a state.
-    pub(crate) async fn migration_until(&self, wanted: &str, progress: &mut impl FnMut(u64, u64)) -> Result<()> {
-        let mut events = self.qmp().events();
-        loop {
-            let now = self.qmp().execute(Command::QueryMigrate, json!({})).await?;
-            let status = now["status"].as_str().unwrap_or("none");
-            if status == wanted {
-                return Ok(());
-            }
-            if ENDED.contains(&status) && status != "none" {
-                let why = now["error-desc"].as_str().map_or_else(|| format!("it is {status}"), str::to_owned);
-                return Err(Error::Migration { reason: why });
-            }
-            let ram = &now["ram"];
-            let total = ram["total"].as_u64().unwrap_or(0);
-            progress(total.saturating_sub(ram["remaining"].as_u64().unwrap_or(0)), total);
-            tokio::select! {
-                event = events.recv() => {
-                    if matches!(event, Err(RecvError::Closed)) {
-                        return Err(Error::QmpClosed);
-                    }
-                }
-                () = tokio::time::sleep(PROGRESS) => {}
-                exit = self.wait() => return Err(Error::Ended { reason: exit.reason }),
-            }
-        }
-    }
-
-    async fn migration_ended(&self) -> Result<()> {
-        let mut events = self.qmp().events();
-        loop {
-            let now = self.qmp().execute(Command::QueryMigrate, json!({})).await?;
-            if now["status"].as_str().is_none_or(|status| ENDED.contains(&status)) {
-                return Ok(());
-            }
-            // A state that was reached before the first event is seen at the next look.
-            match tokio::time::timeout(PROGRESS, events.recv()).await {
-                Ok(Err(RecvError::Closed)) => return Err(Error::QmpClosed),
-                _ => continue,
-            }
-        }
-    }
-
     fn sealed_node(&self, index: usize) -> Result<String> {
         let disks = self.disks();
-        let disk = disks.attached.iter().find(|disk| disk.index == index && disk.sealed && !disk.busy);
+        let disk = disks.sealed().find(|disk| disk.index == index && !disk.busy);
         disk.map(|disk| disk.node.clone()).ok_or_else(|| Error::DiskAttachment {
             serial: format!("number {index}"),
             reason: "is not a disk of the VM",
@@ -158,41 +97,38 @@ impl Running {
     }
 
     fn mirrored(&self) -> Vec<usize> {
-        self.disks().attached.iter().filter(|disk| disk.sealed).map(|disk| disk.index).collect()
+        self.disks().sealed().map(|disk| disk.index).collect()
     }
 
-    /// Ends a mirror that is ready, under a paused guest: what the other side lacks is sent, then the job is over.
+    /// Ends a ready mirror under a paused guest: QEMU sends what the other side lacks, then completes the job.
     async fn level(&self, index: usize) -> Result<()> {
         let job = mirror(index);
         let mut events = self.qmp().events();
-        // Not a cancellation: on a mirror that is ready, "cancel" means to end it without changing over to the copy.
+        // Not a cancellation: on a ready mirror, "cancel" completes it without switching to the copy.
         self.qmp().execute(Command::BlockJobCancel, json!({"device": job})).await?;
         self.job_until(&job, Until::Done, &mut events, &mut |_, _| ()).await?;
         self.qmp().execute(Command::BlockdevDel, json!({"node-name": job})).await.map(drop)
     }
 
-    /// Takes away whatever there is of a mirror.
+    /// Removes what exists of a mirror.
     async fn drop_mirror(&self, index: usize) -> Result<()> {
         let job = mirror(index);
         if self.job(&job).await?.is_some() {
             let mut events = self.qmp().events();
-            // One that ends in this moment is gone without having been told to.
-            let told = self.qmp().execute(Command::BlockJobCancel, json!({"device": job, "force": true})).await;
+            // A job that ends at this very moment no longer exists when the command arrives.
+            let cancelled = self.qmp().execute(Command::BlockJobCancel, json!({"device": job, "force": true})).await;
             while self.job(&job).await?.is_some() {
                 match tokio::time::timeout(PROGRESS, events.recv()).await {
                     Ok(Err(RecvError::Closed)) => return Err(Error::QmpClosed),
                     _ => continue,
                 }
             }
-            tracing::debug!(job, told = told.is_ok(), "a mirror was given up");
+            tracing::debug!(job, cancelled = cancelled.is_ok(), "a mirror was abandoned");
         }
         match self.qmp().execute(Command::BlockdevDel, json!({"node-name": job})).await {
-            // never made, or gone
+            // Never added, or removed already.
             Ok(_) | Err(Error::Qmp { .. }) => Ok(()),
             Err(error) => Err(error),
         }
     }
 }
-
-/// States in which QEMU does no migration.
-const ENDED: [&str; 4] = ["none", "completed", "failed", "cancelled"];

@@ -1,54 +1,43 @@
-//! Sessions: bytes between the host and a service of the guest's, for VMs of console profile 2019.
+//! Sessions: a byte stream between the host and a service of the guest, for VMs of console profile 2019.
 //!
-//! A session is a port of its own on the VM's virtio-serial controller, plugged in when it begins and taken out at the
-//! latest before the next one. So both sides know where a byte stream without frames begins and ends, and no byte of one
-//! session is ever in another: the guest is told by its udev, and a number is used again [`NUMBERS`] sessions later.
-//! In QEMU the other end is one of a socket pair, as for every channel.
+//! A session is a port of its own on the VM's virtio-serial controller. The port is plugged in when the session begins
+//! and unplugged at the latest before the next one. Both sides therefore know where a byte stream without frames begins
+//! and ends, and no byte of one session is ever in another: the guest sees it through udev, and a port number is reused
+//! only [`NUMBERS`] sessions later. In QEMU the other end is one of a socket pair, as for every channel.
 
 use serde_json::json;
 use tokio::net::UnixStream;
 use tokio::sync::broadcast::{self, error::RecvError};
 
-use crate::qemu::{SESSION, SESSIONS};
-use crate::qmp::{Command, Event};
-use crate::running::{Running, our_pair};
+use super::channels::{SESSION, SESSION_CONTROLLER};
+use super::devices::SessionPort;
+use super::qmp::{Command, Event};
+use super::running::RunningVm;
+use crate::error::{Error, Result};
+use crate::process::socket_pair;
 use crate::spec::ConsoleProfile;
-use crate::{Error, Result};
 
-/// By this name a guest knows a session.
+/// The name under which the guest finds the port of a session.
 pub const PORT_NAME: &str = "org.drydock.session.0";
-/// The last port number that QEMU's controller has; 0 is the one that a guest may take for a console.
+/// The last port number of QEMU's controller; a guest may take port 0 for a console.
 const NUMBERS: u8 = 30;
-
-/// What there is of sessions in QEMU.
-#[derive(Default)]
-pub(crate) struct Sessions {
-    /// The number of the last port.
-    last: u8,
-    plugged: bool,
-}
-
-impl Sessions {
-    fn id(&self) -> String {
-        format!("session-port{}", self.last)
-    }
-}
 
 /// An open session.
 pub struct Session {
+    /// The host's end.
     pub stream: UnixStream,
-    /// Says when the guest's service has gone.
+    /// Tells when the guest's service has closed its end.
     pub guest: Guest,
 }
 
-/// What QEMU says of the guest's end of a session.
+/// What QEMU says about the guest's end of a session.
 pub struct Guest {
     port: String,
     events: broadcast::Receiver<Event>,
 }
 
 impl Guest {
-    /// Waits until the service that had opened the port closes it, or the VM ends.
+    /// Waits until the service that opened the port closes it, or the VM ends.
     pub async fn left(&mut self) {
         loop {
             match self.events.recv().await {
@@ -64,34 +53,34 @@ impl Guest {
     }
 }
 
-impl Running {
-    /// Opens a session; one that is open ends.
+impl RunningVm {
+    /// Opens a session; an open one ends.
     ///
     /// # Errors
-    /// [`Error::Policy`] when the sealed console profile has none; QEMU's refusal.
+    /// [`Error::Policy`] when the sealed console profile has no sessions; QEMU's refusal.
     pub async fn open_session(&self) -> Result<Session> {
         if self.subject().console_profile != ConsoleProfile::Server2019 {
             return Err(Error::Policy { what: "a session".into() });
         }
-        let mut sessions = self.sessions().lock().await;
-        self.unplug_session(&mut sessions).await?;
-        sessions.last = sessions.last % NUMBERS + 1;
-        let port = sessions.id();
-        let guest = Guest { port: port.clone(), events: self.qmp().events() };
-        let (stream, theirs) = our_pair()?;
+        let mut port = self.session.lock().await;
+        self.unplug_session(&mut port).await?;
+        port.last = port.last % NUMBERS + 1;
+        let id = port.id();
+        let guest = Guest { port: id.clone(), events: self.qmp().events() };
+        let (stream, theirs) = socket_pair()?;
         self.qmp().get_fd(SESSION, theirs.into()).await?;
         let socket = json!({"addr": {"type": "fd", "data": {"str": SESSION}}, "server": false});
         let backend = json!({"id": SESSION, "backend": {"type": "socket", "data": socket}});
         self.qmp().execute(Command::ChardevAdd, backend).await?;
-        sessions.plugged = true;
+        port.plugged = true;
         let device = json!({
-            "driver": "virtserialport", "id": port, "bus": format!("{SESSIONS}.0"), "nr": sessions.last,
+            "driver": "virtserialport", "id": id, "bus": format!("{SESSION_CONTROLLER}.0"), "nr": port.last,
             "name": PORT_NAME, "chardev": SESSION,
         });
         let plugged = self.qmp().execute(Command::DeviceAdd, device).await;
         if plugged.is_err() {
             self.qmp().execute(Command::ChardevRemove, json!({"id": SESSION})).await?;
-            sessions.plugged = false;
+            port.plugged = false;
         }
         plugged.map(|_| Session { stream, guest })
     }
@@ -101,14 +90,14 @@ impl Running {
     /// # Errors
     /// QEMU's refusal.
     pub async fn close_session(&self) -> Result<()> {
-        self.unplug_session(&mut *self.sessions().lock().await).await
+        self.unplug_session(&mut *self.session.lock().await).await
     }
 
-    async fn unplug_session(&self, sessions: &mut Sessions) -> Result<()> {
-        if sessions.plugged {
-            self.remove_device(&sessions.id(), "the end of the session before").await?;
+    async fn unplug_session(&self, port: &mut SessionPort) -> Result<()> {
+        if port.plugged {
+            self.remove_device(&port.id(), "the end of the previous session").await?;
             self.qmp().execute(Command::ChardevRemove, json!({"id": SESSION})).await?;
-            sessions.plugged = false;
+            port.plugged = false;
         }
         Ok(())
     }

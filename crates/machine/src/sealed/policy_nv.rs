@@ -1,28 +1,28 @@
-//! The policy in force, measured into the vTPM before the guest starts, so that a guest can refuse to unlock by itself
-//! while a console may be open.
+//! The active policy, measured into the vTPM before the guest starts, so that a guest can refuse to unlock its disk
+//! unattended while a console may be open.
 //!
-//! A register of the PCR bank cannot be used: the firmware clears the bank at every start, after everything that could
-//! be done from outside. The policy's register is an NV index of the kind that is only ever *extended* (TPM 2.0
-//! Library, Part 2, 13.2, `TPM_NT_EXTEND`), made anew with each sealing:
+//! A PCR does not work: the firmware clears the PCR bank at every start, after the last moment at which it could be
+//! extended from outside. The policy NV index is of the type that can only be *extended* (TPM 2.0 Library, Part 2, 13.2,
+//! `TPM_NT_EXTEND`), and is created again with each sealing:
 //!
 //! ```text
 //! 0x01440001 = SHA-256( 32 zero bytes ‖ SHA-256("drydock policy: " ‖ policy) )
 //! ```
 //!
-//! Anybody may read it, and name it in a policy (`TPM2_PolicyNV`). Extending, writing or removing it takes the platform
-//! hierarchy, whose authorization the firmware sets to a random value before it starts anything.
+//! Anyone may read it and name it in a TPM policy (`TPM2_PolicyNV`). Extending, writing or removing it takes the platform
+//! hierarchy, whose authorization the firmware sets to a random value before it starts any other code.
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
+use crate::error::{Error, Result};
 use crate::spec::Policy;
-use crate::{Error, Result};
 
-/// In the range of NV indices that the TCG's registry leaves to a platform's maker.
+/// In the range of NV indices that the TCG's registry leaves to the platform manufacturer.
 const INDEX: u32 = 0x0144_0001;
 /// Part 2, 7.4.
 const RH_PLATFORM: u32 = 0x4000_000c;
-/// Part 2, 6.9: commands without and with authorizations.
+/// `TPM_ST_NO_SESSIONS` and `TPM_ST_SESSIONS`: Part 2, 6.9.
 const NO_SESSIONS: u16 = 0x8001;
 const SESSIONS: u16 = 0x8002;
 /// Part 2, 6.5.2.
@@ -37,13 +37,13 @@ const ALG_SHA256: u16 = 0x000b;
 /// Part 2, 13.4: PPWRITE, an extend index, PPREAD, OWNERREAD, AUTHREAD, NO_DA, PLATFORMCREATE.
 const ATTRIBUTES: u32 = 1 | 4 << 4 | 1 << 16 | 1 << 17 | 1 << 18 | 1 << 25 | 1 << 30;
 const DIGEST: u16 = 32;
-/// `TPM_RC_HANDLE` for the second handle: there is no such index.
+/// `TPM_RC_HANDLE` for the second handle: no such index exists.
 const NO_SUCH_INDEX: u32 = 0x28b;
 const HEADER: usize = 10;
-/// Larger than any answer to these commands (bytes).
+/// Longer than any answer to these commands, in bytes.
 const MAX_ANSWER: usize = 256;
 
-/// Writes the policy's register of a TPM that runs without a VM and was not started up yet.
+/// Writes the policy NV index of a TPM that has no VM attached and was not started up yet.
 pub(crate) async fn measure(tpm: &mut UnixStream, policy: Policy) -> Result<()> {
     accepted("TPM2_Startup", send(tpm, NO_SESSIONS, STARTUP, &CLEAR).await?)?;
     let platform = RH_PLATFORM.to_be_bytes();
@@ -61,7 +61,7 @@ pub(crate) async fn measure(tpm: &mut UnixStream, policy: Policy) -> Result<()> 
     accepted("TPM2_Shutdown", send(tpm, NO_SESSIONS, SHUTDOWN, &CLEAR).await?)
 }
 
-/// What the register is extended with.
+/// What the index is extended with.
 fn event(policy: Policy) -> [u8; 32] {
     let text = format!("drydock policy: {policy}");
     let mut digest = [0; 32];
@@ -69,10 +69,11 @@ fn event(policy: Policy) -> [u8; 32] {
     digest
 }
 
-/// An authorization area: one password session with an empty password. A TPM that was just started has no other.
+/// An authorization area: one password session with an empty password. A TPM that was just started has no other
+/// authorization set.
 const EMPTY_PASSWORD: [u8; 13] = [0, 0, 0, 9, 0x40, 0, 0, 9, 0, 0, 0, 0, 0];
 
-/// With its length in two bytes. Everything here is short.
+/// Prefixes `bytes` with their length in two bytes. Everything here is short.
 fn sized(bytes: &[u8]) -> Vec<u8> {
     let length = u16::try_from(bytes.len()).unwrap_or(u16::MAX);
     [&length.to_be_bytes()[..], bytes].concat()

@@ -1,7 +1,7 @@
 //! The sealed record: a VM's identity, policy and devices under AES-256-GCM.
 //!
-//! It makes the policy stick: a file edited by hand, a record of another VM, or a record sealed
-//! under another key or for another key protector does not open.
+//! It makes the policy stick: an edited record, a record of another VM, or a record that was sealed under another key
+//! or for another key protector does not open.
 //!
 //! | Offset | Bytes | What |
 //! |---|---|---|
@@ -10,8 +10,8 @@
 //! | 24 | 12 | nonce |
 //! | 36 | n + 16 | JSON body, encrypted, and the tag |
 //!
-//! Key: the transport key's derivation under [`LABEL`]. Additional data: `drydock-record-v1`, the VM
-//! id and the key protector's digest (64 hex characters).
+//! The key is derived from the transport key under [`LABEL`]. Additional data: `drydock-record-v1`, the VM id and the key
+//! protector's digest (64 hex characters).
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use key_protector::TransportKey;
@@ -19,8 +19,8 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 use zeroize::Zeroizing;
 
+use crate::error::{Error, RecordField, Result};
 use crate::spec::{ConsoleProfile, Policy, VmSpec};
-use crate::{Error, Result};
 
 /// HKDF label of the record's key.
 pub const LABEL: &str = "drydock/sealed-record/v1";
@@ -35,21 +35,24 @@ const NONCE_AT: usize = 24;
 const BODY_AT: usize = 36;
 const TAG: usize = 16;
 
-/// What a VM is, as its owner's keys vouch for it.
+/// What a VM is: its owner's keys vouch for it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SealedRecord {
     /// [`VERSION`].
     pub version: u32,
+    /// Which VM it describes.
     pub vm_id: Uuid,
+    /// The security policy that its owner chose.
     pub policy: Policy,
+    /// Whether sessions with the guest are possible.
     #[serde(default, skip_serializing_if = "ConsoleProfile::is_default")]
     pub console_profile: ConsoleProfile,
-    /// Grows by one with every new transport key.
+    /// Number of the slot that the record lies in; one more with every new transport key.
     pub generation: u64,
-    /// In the order in which the VM has them.
+    /// In the VM's order.
     pub disks: Vec<DiskIdentity>,
-    /// MAC addresses, in the order in which the VM has them.
+    /// MAC addresses, in the VM's order.
     pub nics: Vec<String>,
 }
 
@@ -57,6 +60,7 @@ pub struct SealedRecord {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DiskIdentity {
+    /// The whole serial number; a guest may see less of it.
     pub serial: String,
     /// Bytes.
     pub size: u64,
@@ -76,38 +80,67 @@ impl SealedRecord {
         }
     }
 
-    /// That `spec` is the VM which this record speaks of. Memory, processors and nested
-    /// virtualization are the host's to choose; identity, policy, console profile and cards are not. The record's
-    /// disks come first; the host may attach more behind them (a repair garage's RG disk).
+    /// Checks that `spec` is the VM that this record describes. Memory, processors and nested virtualization are the
+    /// host's to choose; identity, policy, console profile and network cards are not. The record's disks come first; the
+    /// host may attach more behind them (a repair garage's RG disk).
+    ///
+    /// # Errors
+    /// [`Error::RecordMismatch`] with the first field that differs.
     pub fn check(&self, spec: &VmSpec) -> Result<()> {
         let differs = |field, reason: String| Err(Error::RecordMismatch { field, reason });
         if self.vm_id != spec.id {
-            return differs("id", format!("{} instead of {}", spec.id, self.vm_id));
+            return differs(RecordField::VmId, format!("{} instead of {}", spec.id, self.vm_id));
         }
         if self.policy != spec.policy {
-            return differs("policy", format!("{} instead of {}", spec.policy, self.policy));
+            return differs(RecordField::Policy, format!("{} instead of {}", spec.policy, self.policy));
         }
         if self.console_profile != spec.console_profile {
-            return differs("console_profile", format!("{} instead of {}", spec.console_profile, self.console_profile));
+            let reason = format!("{} instead of {}", spec.console_profile, self.console_profile);
+            return differs(RecordField::ConsoleProfile, reason);
         }
         let as_now = Self::new(spec, self.generation);
         if self.disks.is_empty() || !as_now.disks.starts_with(&self.disks) {
-            return differs("disks", "number, serial numbers or sizes changed".into());
+            return differs(RecordField::Disks, "number, serial numbers or sizes changed".into());
         }
         if self.nics != as_now.nics {
-            return differs("network cards", "number or MAC addresses changed".into());
+            return differs(RecordField::Nics, "number or MAC addresses changed".into());
         }
         Ok(())
     }
 
-    /// Seals under a key from `key`, for the key protector with this digest (64 hex characters).
+    /// The first field in which a VM's files disagree with this record, if any: `spec`, and `generation`, the number of
+    /// the slot. Unlike [`SealedRecord::check`] it takes no disk beyond the record's own.
+    pub fn disagreement(&self, spec: &VmSpec, generation: u64) -> Option<RecordField> {
+        let of_files = Self::new(spec, generation);
+        let fields = [
+            (self.vm_id == of_files.vm_id, RecordField::VmId),
+            (self.policy == of_files.policy, RecordField::Policy),
+            (self.console_profile == of_files.console_profile, RecordField::ConsoleProfile),
+            (self.generation == of_files.generation, RecordField::Generation),
+            (self.nics == of_files.nics, RecordField::Nics),
+            (self.disks == of_files.disks, RecordField::Disks),
+        ];
+        fields.into_iter().find(|(agrees, _)| !agrees).map(|(_, field)| field)
+    }
+
+    /// The record for the next slot: the same VM, one generation later. None when the generations are exhausted.
+    #[must_use]
+    pub fn successor(&self) -> Option<Self> {
+        Some(Self { generation: self.generation.checked_add(1)?, ..self.clone() })
+    }
+
+    /// Seals under a key derived from `key`, for the key protector with this digest (64 hex characters).
+    ///
+    /// # Errors
+    /// [`Error::RecordFormat`] when the record is longer than [`MAX_LEN`], or the digest is malformed.
     pub fn seal(&self, key: &TransportKey, protector_digest: &str) -> Result<Vec<u8>> {
         let mut body = Zeroizing::new(serde_json::to_vec(self).map_err(|source| Error::RecordContents { source })?);
         if BODY_AT + body.len() + TAG > MAX_LEN {
             return Err(Error::RecordFormat { reason: "too long" });
         }
         let mut nonce = [0; 12];
-        aws_lc_rs::rand::fill(&mut nonce).map_err(|_| Error::RecordFormat { reason: "no random numbers" })?;
+        aws_lc_rs::rand::fill(&mut nonce)
+            .map_err(|_| Error::RecordFormat { reason: "the system has no random numbers" })?;
         let aad = aad(self.vm_id.as_bytes(), protector_digest)?;
         let tag = aead(key)?
             .seal_in_place_separate_tag(Nonce::assume_unique_for_key(nonce), Aad::from(aad), &mut body)
@@ -121,10 +154,11 @@ impl SealedRecord {
         Ok(out)
     }
 
-    /// Opens what [`SealedRecord::seal`] made. Compare it with the VM by [`SealedRecord::check`].
+    /// Opens what [`SealedRecord::seal`] made. [`SealedRecord::check`] compares it with the VM.
     ///
     /// # Errors
-    /// [`Error::RecordSealed`] for a wrong key, VM or key protector and for any changed byte.
+    /// [`Error::RecordSealed`] for a wrong key, VM or key protector and for any changed byte;
+    /// [`Error::RecordFormat`] for bytes that are not a record; [`Error::RecordContents`].
     pub fn open(sealed: &[u8], key: &TransportKey, vm_id: Uuid, protector_digest: &str) -> Result<Self> {
         let malformed = |reason| Error::RecordFormat { reason };
         if sealed.len() > MAX_LEN {

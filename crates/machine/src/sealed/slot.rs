@@ -1,12 +1,13 @@
-//! A *slot*: a directory with everything of a VM that is sealed under one transport key.
+//! A *slot*: a directory with all of a VM's state that is sealed under one transport key.
 //!
 //! | Entry | What | Under |
 //! |---|---|---|
-//! | `record.sealed` | [`SealedRecord`] | AES-256-GCM, see [`crate::record`] |
-//! | `vars.luks` | UEFI variables | LUKS, see [`crate::luks`], passphrase = derived key in hex |
-//! | `vtpm/` | swtpm's permanent state, with the policy's register | swtpm's AES-256-CBC state encryption |
+//! | `record.sealed` | [`SealedRecord`] | AES-256-GCM, see [`super::record`] |
+//! | `vars.luks` | UEFI variables | LUKS, see [`super::luks`]; the passphrase is a derived key in hex |
+//! | `vtpm/` | swtpm's permanent state, with the policy NV index | swtpm's AES-256-CBC state encryption |
 //!
-//! A slot is written once and whole; a new transport key means a new slot, and the caller flips to it.
+//! A slot is written once and as a whole; a new transport key means a new slot, which the caller then makes the active
+//! one.
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{Read, Write};
@@ -17,24 +18,27 @@ use key_protector::TransportKey;
 use uuid::Uuid;
 use zeroize::Zeroizing;
 
+use super::record::{self, SealedRecord};
+use super::{luks, swtpm};
+use crate::error::{Error, Result};
 use crate::process::secret_pipe;
-use crate::record::{self, SealedRecord};
 use crate::spec::Firmware;
 use crate::user::{Pair, User};
-use crate::{Error, Result, luks, swtpm};
 
 /// HKDF label of the passphrase of the UEFI variables.
 pub const VARS_LABEL: &str = "drydock/uefi-vars/v1";
-/// Names in a slot.
+/// Name of the sealed record in a slot.
 pub const RECORD: &str = "record.sealed";
+/// Name of the UEFI variables in a slot.
 pub const VARS: &str = "vars.luks";
+/// Name of the directory with the vTPM's state in a slot.
 pub const VTPM: &str = "vtpm";
 
-/// Makes a new VM's sealed state: a new vTPM, UEFI variables from the template, its record.
-/// `slot` is made unless it is an empty directory.
+/// Creates a new VM's sealed state: a new vTPM, UEFI variables from the template, its record.
+/// Creates the directory `slot`, or uses an empty one.
 ///
 /// # Errors
-/// When the directory has something in it, or a tool fails.
+/// When the directory is not empty, or a tool fails.
 pub async fn create(
     slot: &Path,
     key: &TransportKey,
@@ -51,11 +55,11 @@ pub async fn create(
     finish(slot, &sealed)
 }
 
-/// Makes the slot of a VM whose state is to come from another host's QEMU: its record, variables that will be
+/// Creates the slot of a VM whose state will arrive from another host's QEMU: its record, variables that will be
 /// overwritten, no vTPM yet.
 ///
 /// # Errors
-/// When the directory has something in it, or a tool fails.
+/// When the directory is not empty, or a tool fails.
 pub async fn prepare(
     slot: &Path,
     key: &TransportKey,
@@ -70,10 +74,10 @@ pub async fn prepare(
     write_record(slot, &sealed)
 }
 
-/// Flushes what came into a slot of [`prepare`], once the VM runs on it.
+/// Flushes what arrived in a slot of [`prepare`], once the VM runs on it.
 ///
 /// # Errors
-/// [`Error::NoTpmState`] when no vTPM came.
+/// [`Error::NoTpmState`] when no vTPM arrived.
 pub fn settle(slot: &Path) -> Result<()> {
     swtpm::require_state(&slot.join(VTPM))?;
     sync(&slot.join(VARS))?;
@@ -84,7 +88,7 @@ pub fn settle(slot: &Path) -> Result<()> {
 /// Opens a slot's record.
 ///
 /// # Errors
-/// [`Error::RecordSealed`] when key, VM or key protector are not the ones it was sealed for.
+/// [`Error::RecordSealed`] when key, VM or key protector are not the ones that it was sealed for.
 pub fn open_record(slot: &Path, key: &TransportKey, vm_id: Uuid, protector_digest: &str) -> Result<SealedRecord> {
     let sealed = read_bounded(&slot.join(RECORD), record::MAX_LEN)?;
     SealedRecord::open(&sealed, key, vm_id, protector_digest)
@@ -94,7 +98,7 @@ pub fn open_record(slot: &Path, key: &TransportKey, vm_id: Uuid, protector_diges
 /// `from` stays as it is. The VM must be off.
 ///
 /// # Errors
-/// When `from_key` is wrong, `to` has something in it, or a tool fails.
+/// [`Error::Vars`] when `from_key` is wrong or the variables are damaged; when `to` is not empty, or a tool fails.
 pub async fn reseal(
     from: &Path,
     from_key: &TransportKey,
@@ -111,13 +115,13 @@ pub async fn reseal(
     let vars = blocking(move || write_vars(&read_vars(&old.0, &old.1)?, &new.0, &new.1));
     let from_vtpm = from.join(VTPM);
     let user = Pair::of(new_record.vm_id)?.swtpm;
-    // Beside each other; and both to their end, so that a failure leaves nobody who still writes into the slot.
+    // Concurrently, and both to their end: after a failure nothing may still write into the slot.
     let (vars, vtpm) = tokio::join!(vars, swtpm::reseal(&from_vtpm, from_key, &vtpm, to_key, user, new_record.policy));
     vars.and(vtpm)?;
     finish(to, &sealed)
 }
 
-/// The record comes last: a slot without one is not a slot.
+/// The record comes last: without one a directory is not a slot.
 fn finish(slot: &Path, sealed: &[u8]) -> Result<()> {
     sync_vtpm(slot)?;
     write_record(slot, sealed)
@@ -158,17 +162,17 @@ fn make_empty_dir(path: &Path) -> Result<()> {
     }
 }
 
-/// The firmware's own variables, sealed for a new slot.
+/// Seals the firmware's template of variables for a new slot.
 async fn new_vars(slot: &Path, key: &TransportKey, firmware: &Firmware) -> Result<()> {
     let (template, vars, passphrase) = (firmware.vars_template.clone(), slot.join(VARS), vars_passphrase(key));
     blocking(move || write_vars(&read_bounded(&template, luks::MAX_LEN)?, &vars, &passphrase)).await
 }
 
-/// Seals the variables under the key of the passphrase in the new file `to`.
+/// Seals the variables with the passphrase into the new file `to`.
 fn write_vars(contents: &[u8], to: &Path, passphrase: &str) -> Result<()> {
     let container = luks::seal(contents, passphrase.as_bytes()).map_err(Error::vars(to))?;
     let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(to).map_err(Error::io("create", to))?;
-    // Between the key slot in use and the contents there is nothing.
+    // The hole between the used key slot and the contents stays sparse.
     fault::write()
         .and_then(|()| file.write_all_at(&container[..luks::HOLE.start], 0))
         .and_then(|()| file.write_all_at(&container[luks::HOLE.end..], luks::HOLE.end as u64))
@@ -180,7 +184,7 @@ fn read_vars(from: &Path, passphrase: &str) -> Result<Zeroizing<Vec<u8>>> {
     luks::open(&read_bounded(from, luks::MAX_LEN)?, passphrase.as_bytes()).map_err(Error::vars(from))
 }
 
-/// At most one byte more than `limit`, which tells that there are too many.
+/// Reads at most one byte more than `limit`, which shows the caller that the file is too long.
 fn read_bounded(path: &Path, limit: usize) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     File::open(path)
@@ -191,12 +195,12 @@ fn read_bounded(path: &Path, limit: usize) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// LUKS in QEMU wants text, hence hex.
+/// QEMU takes a LUKS passphrase as text, hence hex.
 fn vars_passphrase(key: &TransportKey) -> Zeroizing<String> {
     key.derive(VARS_LABEL).hex()
 }
 
-/// Work on the processor or a disk, off the async threads.
+/// Runs work that keeps the processor or a disk busy, off the async threads.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
     tokio::task::spawn_blocking(work).await.map_err(Error::system("seal the UEFI variables"))?
 }

@@ -1,4 +1,4 @@
-//! Starting swtpm, and a vTPM's life at rest: made new, or moved to another key.
+//! Starting swtpm, and a vTPM's state at rest: created, or moved to another key.
 
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -7,12 +7,12 @@ use std::time::Duration;
 use key_protector::TransportKey;
 use tokio::net::UnixStream;
 
-use crate::process::{Process, Program, Rights, SWTPM, secret_pipe};
-use crate::running::our_pair;
+use super::policy_nv;
+use super::swtpm_ctrl::Control;
+use crate::error::{Error, Result};
+use crate::process::{Process, Program, Rights, SWTPM, secret_pipe, socket_pair};
 use crate::spec::Policy;
-use crate::swtpm_ctrl::Control;
 use crate::user::User;
-use crate::{Error, Result, policy_nv};
 
 /// HKDF label of the vTPM's state key.
 pub(crate) const LABEL: &str = "drydock/vtpm/v1";
@@ -21,14 +21,14 @@ pub(crate) const STATE_FILE: &str = "tpm2-00.permall";
 
 const CONTROL_FD: i32 = 3;
 const KEY_FD: i32 = 4;
-/// TPM commands, where there is no QEMU to bring a channel for them.
+/// TPM commands, when no QEMU provides a channel for them.
 const DATA_FD: i32 = 5;
 /// How long a TPM may take for a few commands, under nested emulation too.
 const COMMANDS: Duration = Duration::from_secs(60);
-/// How long swtpm may take to end once its only client is gone.
+/// How long swtpm may take to exit once its only client has closed the channel.
 const END: Duration = Duration::from_secs(10);
 
-/// swtpm's arguments. It works in the state directory, so that no path needs escaping.
+/// swtpm's arguments. Its working directory is the state directory, so that no path needs escaping.
 pub(crate) fn argv() -> Vec<String> {
     [
         "socket",
@@ -47,8 +47,8 @@ pub(crate) fn argv() -> Vec<String> {
     .to_vec()
 }
 
-/// Starts swtpm on the state in `dir`, which becomes its user's; `control` is its end of a socket pair. The folders
-/// above stay closed to it: it starts inside.
+/// Starts swtpm on the state in `dir`, which its user then owns; `control` is its end of a socket pair. The parent
+/// directories stay closed to it: it starts inside.
 pub(crate) fn spawn(
     dir: &Path,
     rights: Rights<'_>,
@@ -70,14 +70,14 @@ fn program<'a>(
     let key = secret_pipe(key.derive(LABEL).expose(), rights.user)?;
     Ok(Program {
         name: SWTPM,
-        rights: Some(Rights { folder: Some(dir), ..rights }),
+        rights: Some(Rights { directory: Some(dir), ..rights }),
         args: argv().into_iter().map(Into::into).collect(),
         fds: vec![(control, CONTROL_FD), (key, KEY_FD)],
         log,
     })
 }
 
-/// That `dir` holds a vTPM. swtpm would silently make a new one where there is none.
+/// Checks that `dir` holds a vTPM: swtpm would silently create a new one in an empty directory.
 pub(crate) fn require_state(dir: &Path) -> Result<()> {
     match std::fs::symlink_metadata(dir.join(STATE_FILE)) {
         Ok(file) if file.is_file() && file.len() > 0 => Ok(()),
@@ -85,7 +85,7 @@ pub(crate) fn require_state(dir: &Path) -> Result<()> {
     }
 }
 
-/// Makes a new TPM in the empty directory `dir`, for a VM under this policy.
+/// Creates a new TPM in the empty directory `dir`, for a VM under this policy.
 pub(crate) async fn manufacture(dir: &Path, user: User, key: &TransportKey, policy: Policy) -> Result<()> {
     let mut tpm = Offline::start(dir, user, key)?;
     let done = tpm.init_for(policy).await;
@@ -94,7 +94,7 @@ pub(crate) async fn manufacture(dir: &Path, user: User, key: &TransportKey, poli
 }
 
 /// Copies the TPM in `from` into the empty directory `to`, under another key, for a VM under this policy. Only the
-/// permanent state: a VM that is off has no other.
+/// permanent state: a VM that is off has no volatile state.
 pub(crate) async fn reseal(
     from: &Path,
     from_key: &TransportKey,
@@ -104,7 +104,7 @@ pub(crate) async fn reseal(
     policy: Policy,
 ) -> Result<()> {
     require_state(from)?;
-    // Two processes take their time to start and to end: beside each other.
+    // Two processes take a while to start and to end: concurrently.
     let (mut old, mut new) = (Offline::start(from, user, from_key)?, Offline::start(to, user, to_key)?);
     let state = match old.control.init().await {
         Ok(()) => old.control.permanent_state().await,
@@ -129,7 +129,7 @@ pub(crate) async fn reseal(
     require_state(to)
 }
 
-/// A TPM without a VM.
+/// A running swtpm without a VM.
 struct Offline {
     process: Process,
     control: Control,
@@ -138,16 +138,16 @@ struct Offline {
 
 impl Offline {
     fn start(dir: &Path, user: User, key: &TransportKey) -> Result<Self> {
-        let (control, theirs) = our_pair()?;
-        let rights = Rights { user, kvm: false, hidden: &[], folder: None };
+        let (control, theirs) = socket_pair()?;
+        let rights = Rights { user, kvm: false, hidden: &[], directory: None };
         let mut program = program(dir, rights, key, theirs.into(), None)?;
-        let (commands, theirs) = our_pair()?;
+        let (commands, theirs) = socket_pair()?;
         program.args.extend(["--fd".into(), DATA_FD.to_string().into()]);
         program.fds.push((theirs.into(), DATA_FD));
         Ok(Self { process: program.spawn()?, control: Control::new(control), commands })
     }
 
-    /// Starts the TPM and leaves the policy in it.
+    /// Starts the TPM and measures the policy into it.
     async fn init_for(&mut self, policy: Policy) -> Result<()> {
         self.control.init().await?;
         tokio::time::timeout(COMMANDS, policy_nv::measure(&mut self.commands, policy))
@@ -155,7 +155,7 @@ impl Offline {
             .map_err(|_| Error::Deadline { what: "the vTPM", seconds: COMMANDS.as_secs() })?
     }
 
-    /// Ends swtpm in order. After a failure its own words say more than the lost connection.
+    /// Ends swtpm in an orderly way. After a failure its log says more than the lost connection.
     async fn stop<T>(mut self, result: Result<T>) -> Result<T> {
         match result {
             Ok(value) => {

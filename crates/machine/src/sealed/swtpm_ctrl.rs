@@ -1,8 +1,7 @@
-//! swtpm's control channel: the part of it that moves a vTPM's state from one key to another in
-//! memory.
+//! swtpm's control channel: the part that moves a vTPM's state from one key to another in memory.
 //!
-//! A request is a big-endian command number and its parameters; an answer begins with a TPM result
-//! code (swtpm_ioctls(3), `include/swtpm/tpm_ioctl.h` in swtpm's sources).
+//! A request is a big-endian command number and its parameters; an answer begins with a TPM result code
+//! (swtpm_ioctls(3), `include/swtpm/tpm_ioctl.h` in swtpm's sources).
 
 use std::time::Duration;
 
@@ -10,23 +9,23 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use zeroize::Zeroizing;
 
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 
 const CMD_INIT: u32 = 2;
 const CMD_SHUTDOWN: u32 = 3;
 const CMD_GET_STATEBLOB: u32 = 12;
 const CMD_SET_STATEBLOB: u32 = 13;
 const BLOB_PERMANENT: u32 = 1;
-/// Asked: the state in plain text.
+/// In a request: the state in plain text.
 const STATE_DECRYPTED: u32 = 1;
-/// Answered: the state is still encrypted.
+/// In an answer: the state is still encrypted.
 const STATE_ENCRYPTED: u32 = 2;
-/// swtpm itself takes no more than this (bytes).
+/// The most that swtpm itself takes, in bytes.
 const MAX_STATE: u32 = 512 * 1024;
-/// Making a new TPM computes RSA keys; under nested emulation that takes its time.
+/// A new TPM computes RSA keys, which takes a while under nested emulation.
 const DEADLINE: Duration = Duration::from_secs(120);
 
-/// The one client of an swtpm.
+/// The only client of an swtpm.
 pub(crate) struct Control(UnixStream);
 
 impl Control {
@@ -34,12 +33,12 @@ impl Control {
         Self(stream)
     }
 
-    /// Starts the TPM: reads its state, or makes a new one where there is none.
+    /// Starts the TPM: it reads its state, or creates a new one if it has none.
     pub(crate) async fn init(&mut self) -> Result<()> {
         self.command("CMD_INIT", CMD_INIT, &0u32.to_be_bytes()).await
     }
 
-    /// Stops the TPM; its state is on disk then.
+    /// Stops the TPM; its state is then on disk.
     pub(crate) async fn shutdown(&mut self) -> Result<()> {
         self.command("CMD_SHUTDOWN", CMD_SHUTDOWN, &[]).await
     }
@@ -55,22 +54,22 @@ impl Control {
         let total = self.read_u32().await?;
         let length = self.read_u32().await?;
         if flags & STATE_ENCRYPTED != 0 {
-            return Err(Error::TpmProtocol { reason: "the state came encrypted" });
+            return Err(Error::TpmProtocol { reason: "the state arrived encrypted" });
         }
         if length != total || length == 0 || length > MAX_STATE {
-            return Err(Error::TpmProtocol { reason: "the state has a wrong length" });
+            return Err(Error::TpmProtocol { reason: "the state has an invalid length" });
         }
         let mut state = Zeroizing::new(vec![0; length as usize]);
         self.within(async |s: &mut UnixStream| s.read_exact(&mut state).await.map(|_| ())).await?;
         Ok(state)
     }
 
-    /// Gives a TPM that is not started the permanent state it will start with.
+    /// Gives a TPM that is not started yet the permanent state that it will start with.
     pub(crate) async fn set_permanent_state(&mut self, state: &[u8]) -> Result<()> {
         let length = u32::try_from(state.len())
             .ok()
             .filter(|n| *n <= MAX_STATE)
-            .ok_or(Error::TpmProtocol { reason: "the state has a wrong length" })?;
+            .ok_or(Error::TpmProtocol { reason: "the state has an invalid length" })?;
         let mut request = Zeroizing::new(Vec::with_capacity(12 + state.len()));
         for field in [0, BLOB_PERMANENT, length] {
             request.extend_from_slice(&field.to_be_bytes());
@@ -79,7 +78,7 @@ impl Control {
         self.command("CMD_SET_STATEBLOB", CMD_SET_STATEBLOB, &request).await
     }
 
-    /// Sends a command and reads the result code. In one write: swtpm allows half a second.
+    /// Sends a command and reads the result code. In one write: swtpm waits half a second for the whole request.
     async fn command(&mut self, name: &'static str, number: u32, parameters: &[u8]) -> Result<()> {
         let mut request = Zeroizing::new(Vec::with_capacity(4 + parameters.len()));
         request.extend_from_slice(&number.to_be_bytes());

@@ -1,41 +1,20 @@
-//! What is said of every VM, and whether it holds for this one.
+//! What is stated of every VM, and whether it holds for this one.
 
-use std::fmt;
-
-use serde::{Deserialize, Serialize};
-
-use super::process::{Capabilities, Kind, ProcessProof};
-use super::{Proof, Subject};
-use crate::spec::ConsoleProfile;
-use crate::{qemu, user};
 use confine::view;
 
-/// One sentence and whether it is true.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Statement {
-    pub subject: String,
-    pub statement: String,
-    pub holds: bool,
-    /// A start that finds it false ends the VM again.
-    pub required: bool,
-    /// What contradicts it.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub but: Vec<String>,
-}
-
-impl fmt::Display for Statement {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.subject, self.statement)?;
-        if self.but.is_empty() { Ok(()) } else { write!(f, ", but {}", self.but.join(", ")) }
-    }
-}
+use super::descriptors::ChannelKind;
+use super::process::{Capabilities, ProcessExposure};
+use super::report::{ExposureReport, Statement};
+use super::subject::Subject;
+use crate::engine::channels;
+use crate::spec::ConsoleProfile;
+use crate::user;
 
 /// Devices that a VM may have.
 const DEVICES: [&str; 5] = ["pcie-root-port", "virtio-blk-pci", "virtio-net-pci", "virtio-rng-pci", "tpm-crb"];
-/// And one with a console.
+/// And in addition with a console.
 const SERIAL: &str = "isa-serial";
-/// And those with sessions: where they are plugged in, and one that is open.
+/// And in addition with sessions: the controller, and the port of an open session.
 const SESSIONS: [&str; 2] = ["virtio-serial-pci", "virtserialport"];
 
 /// Contradictions make a statement false.
@@ -43,28 +22,28 @@ fn statement(subject: &str, statement: &str, required: bool, but: Vec<String>) -
     Statement { subject: subject.into(), statement: statement.into(), holds: but.is_empty(), required, but }
 }
 
-pub(super) fn all(proof: &Proof, subject: &Subject) -> Vec<Statement> {
+pub(super) fn all(report: &ExposureReport, subject: &Subject) -> Vec<Statement> {
     let mut all = Vec::new();
-    for (name, process) in [("QEMU", &proof.qemu), ("swtpm", &proof.swtpm)] {
+    for (name, process) in [("QEMU", &report.qemu), ("swtpm", &report.swtpm)] {
         all.extend(of_process(name, process));
     }
-    all.extend(of_machine(proof, subject));
+    all.extend(of_machine(report, subject));
     all
 }
 
-fn of_process(name: &str, process: &ProcessProof) -> Vec<Statement> {
-    let of_kind = |kind: Kind| {
+fn of_process(name: &str, process: &ProcessExposure) -> Vec<Statement> {
+    let of_kind = |kind: ChannelKind| {
         process.descriptors.iter().filter(move |d| d.kind == kind).map(|d| d.target.clone()).collect::<Vec<_>>()
     };
     let unless = |holds: bool, but: &dyn Fn() -> String| if holds { Vec::new() } else { vec![but()] };
     let root = rustix::process::geteuid().is_root();
     let (uids, gids) = (&process.uids, [&process.gids[..], &process.groups].concat());
     let reserved = !uids.is_empty() && uids.iter().all(|uid| *uid >= user::FIRST);
-    let others = process.same_user.iter().map(|pid| format!("process {pid} has it"));
+    let others = process.same_user.iter().map(|pid| format!("process {pid} has it too"));
     vec![
-        statement(name, "no listening socket", true, of_kind(Kind::ListeningSocket)),
-        statement(name, "no network socket", true, of_kind(Kind::NetworkSocket)),
-        statement(name, "no socket with a name", true, of_kind(Kind::NamedSocket)),
+        statement(name, "no listening socket", true, of_kind(ChannelKind::ListeningSocket)),
+        statement(name, "no network socket", true, of_kind(ChannelKind::NetworkSocket)),
+        statement(name, "no socket with a name", true, of_kind(ChannelKind::NamedSocket)),
         statement(
             name,
             "a seccomp filter on every thread",
@@ -89,7 +68,7 @@ fn of_process(name: &str, process: &ProcessProof) -> Vec<Statement> {
             name,
             "no core dump, to a file or a program, and no memory in one",
             true,
-            // Programs get dumps with a limit of 0, but not with 1: core(5).
+            // A core_pattern program gets dumps even with a limit of 0, but not with 1: core(5).
             unless(process.core_limit == Some(1), &|| format!("the limit is {:?}, not 1", process.core_limit))
                 .into_iter()
                 .chain(unless(process.core_filter == 0, &|| format!("the filter is {:x}", process.core_filter)))
@@ -99,7 +78,7 @@ fn of_process(name: &str, process: &ProcessProof) -> Vec<Statement> {
             name,
             "a user of its own",
             root,
-            unless(reserved, &|| format!("its users are {uids:?}")).into_iter().chain(others).collect(),
+            unless(reserved, &|| format!("its UIDs are {uids:?}")).into_iter().chain(others).collect(),
         ),
         statement(
             name,
@@ -109,29 +88,29 @@ fn of_process(name: &str, process: &ProcessProof) -> Vec<Statement> {
         ),
         statement(
             name,
-            "a view of its own, without people's, services' and other VMs' files",
+            "its own mount namespace, without the files of people, services and other VMs",
             view::offered(),
             unless(process.private_view, &|| "it has the agent's".into())
                 .into_iter()
-                .chain(process.sees.iter().map(|folder| format!("it sees {}", folder.display())))
+                .chain(process.sees.iter().map(|directory| format!("it sees {}", directory.display())))
                 .collect(),
         ),
         statement(
             name,
-            "nothing of it in swap",
+            "no memory in swap",
             false,
             unless(process.swapped == 0, &|| format!("{} bytes are", process.swapped)),
         ),
     ]
 }
 
-fn of_machine(proof: &Proof, subject: &Subject) -> Vec<Statement> {
+fn of_machine(report: &ExposureReport, subject: &Subject) -> Vec<Statement> {
     let name = "the machine";
     let sessions = subject.console_profile == ConsoleProfile::Server2019;
-    let channels = qemu::chardevs(subject.console, subject.console_profile);
-    let only = format!("no channels but {}", channels.join(", "));
-    let others = proof.chardevs.iter().map(|c| &c.label).filter(|label| !channels.contains(&label.as_str()));
-    let foreign = proof.devices.iter().filter(|device| {
+    let channels = channels::chardevs(subject.console, subject.console_profile);
+    let only = format!("no channels except {}", channels.join(", "));
+    let others = report.chardevs.iter().map(|c| &c.label).filter(|label| !channels.contains(&label.as_str()));
+    let foreign = report.devices.iter().filter(|device| {
         let driver = device.driver.as_str();
         let known = DEVICES.contains(&driver)
             || (subject.console && driver == SERIAL)
@@ -139,12 +118,12 @@ fn of_machine(proof: &Proof, subject: &Subject) -> Vec<Statement> {
         !known
     });
     let devices = if sessions {
-        "no devices but disks, network cards, vTPM, random numbers and sessions"
+        "no devices except disks, network cards, vTPM, random numbers and sessions"
     } else {
-        "no devices but disks, network cards, vTPM and random numbers"
+        "no devices except disks, network cards, vTPM and random numbers"
     };
-    let written = proof.qemu.descriptors.iter().filter(|descriptor| {
-        let stored = matches!(descriptor.kind, Kind::File | Kind::BlockDevice) && descriptor.writable;
+    let written = report.qemu.descriptors.iter().filter(|descriptor| {
+        let stored = matches!(descriptor.kind, ChannelKind::File | ChannelKind::BlockDevice) && descriptor.writable;
         stored && !descriptor.file.is_some_and(|file| subject.written.contains(&file))
     });
     vec![
@@ -152,10 +131,10 @@ fn of_machine(proof: &Proof, subject: &Subject) -> Vec<Statement> {
         statement(name, devices, true, foreign.map(|device| format!("{} {}", device.driver, device.id)).collect()),
         statement(
             name,
-            "no file open for writing but its own variables and disks",
+            "no file open for writing except its own variables and disks",
             true,
             written.map(|descriptor| descriptor.target.clone()).collect(),
         ),
-        statement(name, "no disk served to others", true, proof.exports.clone()),
+        statement(name, "no disk served to others", true, report.exports.clone()),
     ]
 }

@@ -1,15 +1,19 @@
-//! Differences are planted in real processes, and must be told.
+//! Differences are planted in real processes, and must be reported.
 #![allow(clippy::unwrap_used)]
 
 use std::ffi::OsString;
 use std::net::TcpListener;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream as StdStream};
+use std::path::PathBuf;
 
 use tokio::net::UnixStream;
 
-use super::*;
+use super::{ExposureReport, Statement, Subject, inspect};
+use crate::engine::qmp::Qmp;
+use crate::error::Error;
 use crate::process::{Process, Program, QEMU, Rights};
+use crate::spec::{ConsoleProfile, Policy};
 use crate::user::Pair;
 
 const QMP: i32 = 3;
@@ -37,11 +41,11 @@ impl Trial {
         Self { qemu, qmp }
     }
 
-    async fn proof(&self) -> Proof {
-        self.proof_with(ConsoleProfile::Server2016).await
+    async fn report(&self) -> ExposureReport {
+        self.report_with(ConsoleProfile::Server2016).await
     }
 
-    async fn proof_with(&self, console_profile: ConsoleProfile) -> Proof {
+    async fn report_with(&self, console_profile: ConsoleProfile) -> ExposureReport {
         let pid = self.qemu.child.id().unwrap();
         let subject = Subject {
             qemu: pid,
@@ -52,7 +56,7 @@ impl Trial {
             written: Vec::new(),
             hidden: confine::view::HIDDEN.map(PathBuf::from).to_vec(),
         };
-        take(&self.qmp, &subject, true).await.unwrap()
+        inspect(&self.qmp, &subject, true).await.unwrap()
     }
 
     /// The required statements that do not hold, without those that two roles of one process break.
@@ -61,24 +65,24 @@ impl Trial {
     }
 
     async fn broken_with(&self, console_profile: ConsoleProfile) -> Vec<String> {
-        let proof = self.proof_with(console_profile).await;
+        let report = self.report_with(console_profile).await;
         let broken = |s: &&Statement| s.required && !s.holds && s.subject != "swtpm";
-        proof.holds.iter().filter(broken).map(ToString::to_string).collect()
+        report.holds.iter().filter(broken).map(ToString::to_string).collect()
     }
 }
 
 fn confined() -> Rights<'static> {
-    Rights { user: Pair::of(uuid::Uuid::new_v4()).unwrap().qemu, kvm: false, hidden: &[], folder: None }
+    Rights { user: Pair::of(uuid::Uuid::new_v4()).unwrap().qemu, kvm: false, hidden: &[], directory: None }
 }
 
 #[tokio::test]
 async fn what_is_as_it_should_be_is_said_to_be_so() {
     let trial = Trial::start(&["-sandbox", SANDBOX], None, Some(confined())).await;
     assert_eq!(trial.broken().await, Vec::<String>::new());
-    let proof = trial.proof().await;
-    proof.require().unwrap();
-    assert_eq!(proof.qemu.program_sha256.map(|digest| digest.len()), Some(64));
-    assert_eq!(proof.accelerator, "tcg");
+    let report = trial.report().await;
+    report.require().unwrap();
+    assert_eq!(report.qemu.program_sha256.map(|digest| digest.len()), Some(64));
+    assert_eq!(report.accelerator, "tcg");
 }
 
 #[tokio::test]
@@ -104,7 +108,7 @@ async fn planted_descriptors_are_told() {
         // The last one is the control: a descriptor that is no way in.
         assert_eq!(broken.len(), usize::from(!told.is_empty()), "{told}: {broken:?}");
         assert!(broken.iter().all(|b| b.contains(told)), "{told}: {broken:?}");
-        assert!(trial.proof().await.qemu.descriptors.iter().any(|d| d.number == EXTRA as u32));
+        assert!(trial.report().await.qemu.descriptors.iter().any(|d| d.number == EXTRA as u32));
     }
     drop(named);
 }
@@ -112,7 +116,7 @@ async fn planted_descriptors_are_told() {
 #[tokio::test]
 async fn planted_devices_and_channels_are_told() {
     let plants = [
-        (["-chardev", "null,id=debug"], "no channels but tpm0, qmp, but debug"),
+        (["-chardev", "null,id=debug"], "no channels except tpm0, qmp, but debug"),
         (["-device", "isa-debug-exit,id=way-out"], "isa-debug-exit way-out"),
         (["-device", "VGA,id=screen"], "VGA screen"),
         (["-device", "virtio-rng-pci"], ""),
@@ -140,7 +144,7 @@ async fn a_session_is_told_where_the_profile_has_none() {
     assert_eq!(trial.broken_with(ConsoleProfile::Server2019).await, Vec::<String>::new());
     let broken = trial.broken().await;
     assert_eq!(broken.len(), 2, "{broken:?}");
-    assert!(broken[0].ends_with("no channels but tpm0, qmp, but session0"), "{broken:?}");
+    assert!(broken[0].ends_with("no channels except tpm0, qmp, but session0"), "{broken:?}");
     assert!(broken[1].contains("virtio-serial-pci sessions, virtserialport session-port"), "{broken:?}");
     // A second channel, or another device on the same controller, is no session.
     let more = ["-chardev", "null,id=session1", "-device", "virtconsole,bus=sessions.0,chardev=session1,id=hvc"];
@@ -154,10 +158,12 @@ async fn a_session_is_told_where_the_profile_has_none() {
 async fn a_qemu_that_is_not_confined_is_refused() {
     let trial = Trial::start(&[], None, None).await;
     let broken = trial.broken().await.join("\n");
-    for missing in ["seccomp", "new privileges", "no capability", "a user of its own", "root's group", "a view"] {
+    for missing in
+        ["seccomp", "new privileges", "no capability", "a user of its own", "root's group", "its own mount namespace"]
+    {
         assert!(broken.contains(missing), "{missing} not in {broken}");
     }
-    let refused = trial.proof().await.require().unwrap_err();
+    let refused = trial.report().await.require().unwrap_err();
     assert!(matches!(refused, Error::Exposed { .. }));
     // Two VMs must not share a user: each can read the other's memory then.
     let rights = confined();

@@ -14,56 +14,50 @@
 //! | 164 | 4 | its iterations |
 //! | 168 | 40 | UUID, text |
 //! | 208 | 8 × 48 | key slots: state, iterations, salt (32), first sector of the material, stripes |
-//!
-//! The layout behind it is QEMU's: the material of slot *n* at sector 8 + 504 *n*, the contents behind all eight. Only slot 0
-//! is ever used.
 
 use std::num::NonZeroU32;
 
 use uuid::Uuid;
 
-use super::split::STRIPES;
-use super::{DIGEST_LEN, Fault, KEY_LEN, MAX_LEN, SALT_LEN, SECTOR};
-
-/// Where the material of slot 0 is, and how long it is, in bytes.
-pub(super) const MATERIAL_AT: usize = 4096;
-pub(super) const MATERIAL_LEN: usize = KEY_LEN * STRIPES;
-/// Where the contents are, in bytes.
-pub(super) const PAYLOAD_AT: usize = MATERIAL_AT + SLOTS * SLOT_ROOM;
+use super::layout::{
+    DIGEST_LEN, HEADER_LEN, KEY_LEN, MATERIAL_AT, MAX_LEN, PAYLOAD_AT, SALT_LEN, SECTOR, SLOT_ROOM, SLOTS, STRIPES,
+};
+use crate::error::LuksFault;
 
 const MAGIC: &[u8; 6] = b"LUKS\xba\xbe";
 const VERSION: u16 = 1;
 const CIPHER: &str = "aes";
 const MODE: &str = "xts-plain64";
 const HASH: &str = "sha256";
-const SLOTS: usize = 8;
-/// Slots begin at multiples of 4096 bytes.
-const SLOT_ROOM: usize = MATERIAL_LEN.next_multiple_of(4096);
 const ENABLED: u32 = 0x00ac_71f3;
 const DISABLED: u32 = 0x0000_dead;
 const NAME_LEN: usize = 32;
 const UUID_LEN: usize = 40;
-/// More than QEMU chooses for the ten milliseconds that it was once asked for; a hostile header must not cost minutes.
+/// More than QEMU chooses for ten milliseconds, which earlier versions asked it for; a hostile header must not cost
+/// minutes.
 const MAX_ITERATIONS: u32 = 1_000_000;
 
-/// What differs between two containers.
-pub(super) struct Header {
+/// What differs between the headers of two containers. Nothing in it is secret.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Header {
     pub(super) digest: [u8; DIGEST_LEN],
     pub(super) digest_salt: [u8; SALT_LEN],
     pub(super) digest_iterations: NonZeroU32,
     pub(super) slot: KeySlot,
 }
 
-/// How the passphrase becomes the key of slot 0's material.
+/// How the passphrase becomes the key that encrypts slot 0's material.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct KeySlot {
     pub(super) iterations: NonZeroU32,
     pub(super) salt: [u8; SALT_LEN],
 }
 
 impl Header {
-    /// Writes it at the beginning of `container`.
-    pub(super) fn write(&self, container: &mut [u8]) {
-        let mut out = Out(container);
+    /// The bytes at the beginning of a container, with a new UUID.
+    pub fn to_bytes(&self) -> [u8; HEADER_LEN] {
+        let mut bytes = [0; HEADER_LEN];
+        let mut out = Out(&mut bytes);
         out.put(MAGIC);
         out.put(&VERSION.to_be_bytes());
         for name in [CIPHER, MODE, HASH] {
@@ -86,12 +80,18 @@ impl Header {
             out.sector(MATERIAL_AT + slot * SLOT_ROOM);
             out.number(STRIPES);
         }
+        bytes
     }
 
-    /// Reads it from the beginning of `container`. What it says about algorithms and places is compared, not followed.
-    pub(super) fn read(container: &[u8]) -> Result<Self, Fault> {
+    /// Reads the header of a container, or of the beginning of one. Algorithms and places that it names are compared
+    /// with the expected ones, never followed.
+    ///
+    /// # Errors
+    /// [`LuksFault::Format`] for a container that this program or QEMU would not have made, or one longer than
+    /// [`MAX_LEN`].
+    pub fn parse(container: &[u8]) -> Result<Self, LuksFault> {
         if container.len() > MAX_LEN {
-            return Err(Fault::Format("it is too long"));
+            return Err(LuksFault::Format("it is too long"));
         }
         let mut from = In(container);
         from.is(MAGIC, "no LUKS header")?;
@@ -111,9 +111,14 @@ impl Header {
         from.number(STRIPES, "another number of stripes")?;
         Ok(Header { digest, digest_salt, digest_iterations, slot })
     }
+
+    /// How many iterations of PBKDF2 opening the container takes.
+    pub fn iterations(&self) -> u64 {
+        u64::from(self.slot.iterations.get()) + u64::from(self.digest_iterations.get())
+    }
 }
 
-/// The rest of the container, to be written.
+/// The rest of the header, still to be written.
 struct Out<'a>(&'a mut [u8]);
 
 impl Out<'_> {
@@ -139,39 +144,39 @@ impl Out<'_> {
     }
 }
 
-/// The rest of the container, to be read.
+/// The rest of the container, still to be read.
 struct In<'a>(&'a [u8]);
 
 impl In<'_> {
-    fn take<const N: usize>(&mut self) -> Result<[u8; N], Fault> {
-        let (here, rest) = self.0.split_first_chunk().ok_or(Fault::Format("it is too short"))?;
+    fn take<const N: usize>(&mut self) -> Result<[u8; N], LuksFault> {
+        let (here, rest) = self.0.split_first_chunk().ok_or(LuksFault::Format("it is too short"))?;
         self.0 = rest;
         Ok(*here)
     }
 
-    fn is<const N: usize>(&mut self, expected: &[u8; N], otherwise: &'static str) -> Result<(), Fault> {
-        if self.take::<N>()? == *expected { Ok(()) } else { Err(Fault::Format(otherwise)) }
+    fn is<const N: usize>(&mut self, expected: &[u8; N], otherwise: &'static str) -> Result<(), LuksFault> {
+        if self.take::<N>()? == *expected { Ok(()) } else { Err(LuksFault::Format(otherwise)) }
     }
 
-    fn text(&mut self, expected: &str, otherwise: &'static str) -> Result<(), Fault> {
+    fn text(&mut self, expected: &str, otherwise: &'static str) -> Result<(), LuksFault> {
         let field = self.take::<NAME_LEN>()?;
-        // What follows the end of the text is filling.
+        // What follows the end of the text is padding.
         let text = field.split(|byte| *byte == 0).next().unwrap_or_default();
-        if text == expected.as_bytes() { Ok(()) } else { Err(Fault::Format(otherwise)) }
+        if text == expected.as_bytes() { Ok(()) } else { Err(LuksFault::Format(otherwise)) }
     }
 
-    fn number(&mut self, expected: usize, otherwise: &'static str) -> Result<(), Fault> {
+    fn number(&mut self, expected: usize, otherwise: &'static str) -> Result<(), LuksFault> {
         self.is(&field(expected), otherwise)
     }
 
-    fn iterations(&mut self) -> Result<NonZeroU32, Fault> {
+    fn iterations(&mut self) -> Result<NonZeroU32, LuksFault> {
         NonZeroU32::new(u32::from_be_bytes(self.take()?))
             .filter(|iterations| iterations.get() <= MAX_ITERATIONS)
-            .ok_or(Fault::Format("no or too many iterations"))
+            .ok_or(LuksFault::Format("no or too many iterations"))
     }
 }
 
-/// A number that is a constant of this file.
+/// A number that is a constant of the layout.
 #[expect(clippy::cast_possible_truncation)]
 fn field(number: usize) -> [u8; 4] {
     (number as u32).to_be_bytes()

@@ -1,18 +1,19 @@
-//! The anti-forensic splitter (specification 1.2.3, section 2.4): a key spread over so many bytes that a disk which remaps a
-//! few sectors keeps nothing of it.
+//! The anti-forensic splitter (specification 1.2.3, section 2.4): it spreads a key over so many bytes that a disk which
+//! remaps a few sectors keeps no usable copy of it.
 
 use aws_lc_rs::{digest, rand};
 use zeroize::Zeroizing;
 
-use super::{Fault, KEY_LEN, Key};
+use super::layout::{KEY_LEN, STRIPES};
+use crate::error::LuksFault;
 
-/// The number that everybody uses.
-pub(super) const STRIPES: usize = 4000;
+/// A master key, or a key slot's.
+pub(super) type Key = Zeroizing<[u8; KEY_LEN]>;
 
-/// Fills `material`, [`STRIPES`] times the key's length, with random bytes that together are the key.
-pub(super) fn split(key: &Key, material: &mut [u8]) -> Result<(), Fault> {
+/// Fills `material`, [`STRIPES`] times the key's length, with random bytes that together yield the key.
+pub(super) fn split(key: &Key, material: &mut [u8]) -> Result<(), LuksFault> {
     let (noise, last) = material.split_at_mut(KEY_LEN * (STRIPES - 1));
-    rand::fill(noise).map_err(|_| Fault::NoRandom)?;
+    rand::fill(noise).map_err(|_| LuksFault::NoRandom)?;
     let mixed = mix(noise);
     for ((byte, mixed), key) in last.iter_mut().zip(mixed.iter()).zip(key.iter()) {
         *byte = mixed ^ key;
@@ -28,7 +29,7 @@ pub(super) fn merge(material: &[u8]) -> Key {
     key
 }
 
-/// What all stripes but the last come to.
+/// The result of all stripes but the last.
 fn mix(noise: &[u8]) -> Key {
     let mut mixed: Key = Zeroizing::new([0; KEY_LEN]);
     for stripe in noise.chunks_exact(KEY_LEN) {

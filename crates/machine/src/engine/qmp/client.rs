@@ -1,7 +1,4 @@
-//! A small QMP client. The commands it can send are the ones listed here: the connection is the
-//! only monitor a VM has, so this list is what anyone can ask of its QEMU.
-//!
-//! Protocol: docs/interop/qmp-spec.rst in QEMU's sources.
+//! A connection to one QEMU.
 
 use std::collections::HashMap;
 use std::io::IoSlice;
@@ -11,115 +8,20 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
-use serde::Deserialize;
 use serde_json::{Value, json};
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Interest};
+use tokio::io::{AsyncWriteExt, BufReader, Interest};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{broadcast, oneshot};
 
-use crate::{Error, Result};
+use super::command::Command;
+use super::message::{Answer, Event, Message, read_message};
+use crate::error::{Error, Result};
 
-const MAX_LINE: u64 = 16 << 20;
 /// Events kept for a slow listener.
 const EVENTS: usize = 256;
-/// QEMU answers at once; longer means that it hangs.
+/// QEMU answers at once; a longer wait means that it hangs.
 const ANSWER: Duration = Duration::from_secs(60);
-
-/// What can be asked of a VM's QEMU.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Command {
-    Capabilities,
-    QueryStatus,
-    QueryKvm,
-    QueryVersion,
-    QueryNamedBlockNodes,
-    QueryBlockExports,
-    QomList,
-    QueryChardev,
-    SystemPowerdown,
-    AddFd,
-    RemoveFd,
-    GetFd,
-    BlockdevAdd,
-    BlockdevDel,
-    DeviceAdd,
-    DeviceDel,
-    ChardevAdd,
-    ChardevRemove,
-    NbdServerStart,
-    NbdServerStop,
-    BlockExportAdd,
-    BlockCommit,
-    BlockJobComplete,
-    QueryBlockJobs,
-    Stop,
-    Cont,
-    BlockdevMirror,
-    BlockJobCancel,
-    MigrateSetCapabilities,
-    Migrate,
-    MigrateIncoming,
-    MigrateContinue,
-    MigrateCancel,
-    QueryMigrate,
-}
-
-impl Command {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Capabilities => "qmp_capabilities",
-            Self::QueryKvm => "query-kvm",
-            Self::QueryVersion => "query-version",
-            Self::QueryNamedBlockNodes => "query-named-block-nodes",
-            Self::QueryBlockExports => "query-block-exports",
-            Self::QomList => "qom-list",
-            Self::QueryStatus => "query-status",
-            Self::QueryChardev => "query-chardev",
-            Self::SystemPowerdown => "system_powerdown",
-            Self::AddFd => "add-fd",
-            Self::RemoveFd => "remove-fd",
-            Self::GetFd => "getfd",
-            Self::BlockdevAdd => "blockdev-add",
-            Self::BlockdevDel => "blockdev-del",
-            Self::DeviceAdd => "device_add",
-            Self::DeviceDel => "device_del",
-            Self::ChardevAdd => "chardev-add",
-            Self::ChardevRemove => "chardev-remove",
-            Self::NbdServerStart => "nbd-server-start",
-            Self::NbdServerStop => "nbd-server-stop",
-            Self::BlockExportAdd => "block-export-add",
-            Self::BlockCommit => "block-commit",
-            Self::BlockJobComplete => "block-job-complete",
-            Self::QueryBlockJobs => "query-block-jobs",
-            Self::Stop => "stop",
-            Self::Cont => "cont",
-            Self::BlockdevMirror => "blockdev-mirror",
-            Self::BlockJobCancel => "block-job-cancel",
-            Self::MigrateSetCapabilities => "migrate-set-capabilities",
-            Self::Migrate => "migrate",
-            Self::MigrateIncoming => "migrate-incoming",
-            Self::MigrateContinue => "migrate-continue",
-            Self::MigrateCancel => "migrate_cancel",
-            Self::QueryMigrate => "query-migrate",
-        }
-    }
-}
-
-/// Something that happened in the VM.
-#[derive(Clone, Debug)]
-pub(crate) struct Event {
-    pub(crate) name: String,
-    pub(crate) data: Value,
-}
-
-#[derive(Deserialize)]
-struct Refusal {
-    class: String,
-    desc: String,
-}
-
-type Answer = std::result::Result<Value, Refusal>;
 
 #[derive(Default)]
 struct Pending {
@@ -139,13 +41,13 @@ pub(crate) struct Qmp {
 }
 
 impl Qmp {
-    /// Waits for the greeting and negotiates.
+    /// Waits for the greeting and negotiates the capabilities.
     pub(crate) async fn connect(stream: UnixStream) -> Result<Self> {
         let (read, write) = stream.into_split();
         let mut lines = BufReader::new(read);
-        let greeting = read_message(&mut lines).await?.ok_or(Error::QmpClosed)?;
-        if greeting.get("QMP").is_none() {
-            return Err(Error::QmpProtocol { reason: "no greeting" });
+        match read_message(&mut lines).await?.ok_or(Error::QmpClosed)? {
+            Message::Greeting => {}
+            _ => return Err(Error::QmpProtocol { reason: "no greeting" }),
         }
         let pending = SharedPending::default();
         let (events, _) = broadcast::channel(EVENTS);
@@ -160,25 +62,25 @@ impl Qmp {
         self.execute_with(command, arguments, None).await
     }
 
-    /// Gives QEMU a file for a descriptor set. [`Qmp::release`] takes it back once it is in use.
+    /// Gives QEMU a file for a descriptor set. [`Qmp::release`] closes the set's copy once the file is in use.
     pub(crate) async fn add_fd(&self, set: usize, file: OwnedFd) -> Result<()> {
         let arguments = json!({"fdset-id": set});
         self.execute_with(Command::AddFd, arguments, Some(file)).await.map(drop)
     }
 
-    /// Gives QEMU a descriptor, which it knows by `name` until a command uses it up.
+    /// Gives QEMU a descriptor, which it knows by `name` until a command consumes it.
     pub(crate) async fn get_fd(&self, name: &str, descriptor: OwnedFd) -> Result<()> {
         let arguments = json!({"fdname": name});
         self.execute_with(Command::GetFd, arguments, Some(descriptor)).await.map(drop)
     }
 
-    /// Closes what a descriptor set keeps open beside the block nodes that use it: a node that is gone then leaves
-    /// its image, and the locks on it.
+    /// Closes what a descriptor set itself keeps open, so that a block node that is deleted closes its image and drops
+    /// the locks on it.
     pub(crate) async fn release(&self, set: usize) -> Result<()> {
         self.execute(Command::RemoveFd, json!({"fdset-id": set})).await.map(drop)
     }
 
-    /// Runs one command. The descriptor travels along with its first byte.
+    /// Runs one command. The descriptor travels with its first byte.
     async fn execute_with(&self, command: Command, arguments: Value, descriptor: Option<OwnedFd>) -> Result<Value> {
         let (sender, receiver) = oneshot::channel();
         {
@@ -229,7 +131,7 @@ impl Drop for Qmp {
     }
 }
 
-/// How much of `bytes` was sent, with the descriptor.
+/// Sends the descriptor with the beginning of `bytes`, and returns how many bytes were sent.
 async fn send_with(writer: &OwnedWriteHalf, bytes: &[u8], descriptor: &OwnedFd) -> std::io::Result<usize> {
     let socket: &UnixStream = writer.as_ref();
     let descriptors = [descriptor.as_fd()];
@@ -256,7 +158,7 @@ async fn dispatch(mut lines: BufReader<OwnedReadHalf>, pending: SharedPending, e
             Ok(Some(message)) => deliver(message, &pending, &events),
             Ok(None) => break,
             Err(error) => {
-                tracing::warn!(%error, "QEMU's control channel");
+                tracing::warn!(%error, "QEMU's control channel failed");
                 break;
             }
         }
@@ -266,48 +168,28 @@ async fn dispatch(mut lines: BufReader<OwnedReadHalf>, pending: SharedPending, e
     pending.waiting.clear();
 }
 
-fn deliver(mut message: Value, pending: &SharedPending, events: &broadcast::Sender<Event>) {
-    if let Some(name) = message.get("event").and_then(Value::as_str) {
-        let event = Event { name: name.to_owned(), data: message.get("data").cloned().unwrap_or_default() };
-        tracing::debug!(event = event.name, "QEMU");
-        // nobody listening is fine
-        let _ = events.send(event);
-        return;
+fn deliver(message: Message, pending: &SharedPending, events: &broadcast::Sender<Event>) {
+    match message {
+        Message::Event(event) => {
+            tracing::debug!(event = event.name, "QEMU");
+            // An error means that nobody listens.
+            let _ = events.send(event);
+        }
+        Message::Answer { id, answer } => {
+            if let Some(sender) = lock(pending).waiting.remove(&id) {
+                // An error means that the caller no longer waits.
+                let _ = sender.send(answer);
+            }
+        }
+        Message::Greeting | Message::Stray => tracing::warn!("QEMU sent a message that answers no command"),
     }
-    let Some(id) = message.get("id").and_then(Value::as_u64) else {
-        tracing::warn!("QEMU sent an answer to nothing");
-        return;
-    };
-    let answer = match message.get_mut("return").map(Value::take) {
-        Some(value) => Ok(value),
-        None => Err(message
-            .get_mut("error")
-            .map(Value::take)
-            .and_then(|e| serde_json::from_value(e).ok())
-            .unwrap_or_else(|| Refusal { class: "unknown".into(), desc: "neither a result nor an error".into() })),
-    };
-    if let Some(sender) = lock(pending).waiting.remove(&id) {
-        // the asker may have given up
-        let _ = sender.send(answer);
-    }
-}
-
-/// One line of JSON; None at the end.
-async fn read_message(lines: &mut BufReader<OwnedReadHalf>) -> Result<Option<Value>> {
-    let mut line = Vec::new();
-    let n = lines.take(MAX_LINE).read_until(b'\n', &mut line).await.map_err(|_| Error::QmpClosed)?;
-    if n == 0 {
-        return Ok(None);
-    }
-    if line.last() != Some(&b'\n') {
-        return Err(Error::QmpProtocol { reason: "a line is cut off or too long" });
-    }
-    serde_json::from_slice(&line).map(Some).map_err(|_| Error::QmpProtocol { reason: "a line is not JSON" })
 }
 
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use tokio::io::AsyncBufReadExt;
+
     use super::*;
 
     async fn server(answers: &'static [&'static str]) -> Result<Qmp> {
