@@ -12,8 +12,10 @@ mod agent;
 mod attestation_messages;
 mod blocks;
 mod documents;
+mod luks_header;
 mod measured_boot;
 mod papers;
+mod qmp;
 mod rg_disk;
 mod service;
 mod vm;
@@ -33,7 +35,7 @@ pub struct Target {
 }
 
 /// All targets.
-pub const TARGETS: [&[Target]; 8] = [
+pub const TARGETS: [&[Target]; 10] = [
     documents::TARGETS,
     papers::TARGETS,
     attestation_messages::TARGETS,
@@ -42,6 +44,8 @@ pub const TARGETS: [&[Target]; 8] = [
     rg_disk::TARGETS,
     vm::TARGETS,
     agent::TARGETS,
+    luks_header::TARGETS,
+    qmp::TARGETS,
 ];
 
 /// The target of this name.

@@ -129,7 +129,7 @@ fn unreadable_state(world: &mut World) -> Result<()> {
 
     let (protector, key) = transport_key(world, &slot)?;
     let id = world.admin_json(&["vm", "show", "dvm"])?["id"].as_str().context("no id")?.parse()?;
-    let opened = machine::state::open_record(&slot, &key, id, &protector.digest())?;
+    let opened = machine::slot::open_record(&slot, &key, id, &protector.digest())?;
     let opened = serde_json::to_vec(&opened)?;
     ensure!(contains(&opened, b"shielded") && contains(&opened, b"52:54:00"), "the control: the record");
     let plain = world.fabric("vars.plain");
@@ -139,7 +139,7 @@ fn unreadable_state(world: &mut World) -> Result<()> {
         path(&slot.join("vars.luks")),
         path(&plain)
     );
-    let secret = key.derive(machine::state::VARS_LABEL).hex();
+    let secret = key.derive(machine::slot::VARS_LABEL).hex();
     run_program(Command::new("sh").args(["-c", &script]), secret.as_bytes(), SHORT)?.ok()?;
     ensure!(contains(&fs::read(&plain)?, &marker), "the control: the variables");
     Ok(())

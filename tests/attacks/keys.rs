@@ -120,11 +120,11 @@ fn revoked(world: &mut World) -> Result<()> {
         let newer = Protector::parse(&newer)?;
         ensure!(newer.open(&partner, now).is_err(), "a revoked guardian opens a newer protector");
         newer.open(&owner(world)?, now).context("the control: the owner")?;
-        let opened = machine::state::open_record(&slot, &old_key, id, &newer.digest());
+        let opened = machine::slot::open_record(&slot, &old_key, id, &newer.digest());
         ensure!(opened.is_err(), "the old transport key opens the newer record");
     }
     let protector = Protector::parse(&sealed)?;
-    machine::state::open_record(&slot, &protector.open(&owner(world)?, now)?, id, &protector.digest())
+    machine::slot::open_record(&slot, &protector.open(&owner(world)?, now)?, id, &protector.digest())
         .context("the control: the owner opens the record")?;
 
     fs::write(slot.join("protector.xml"), old.to_xml())?;

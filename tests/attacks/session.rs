@@ -12,7 +12,7 @@ use drydock_tests::process::run as run_program;
 use drydock_tests::search::contains;
 use drydock_tests::ssh::Ssh;
 use drydock_tests::world::{World, path};
-use machine::proof::{Kind, Proof};
+use machine::exposure::{ChannelKind, ExposureReport};
 
 use crate::suite::{Row, Suite};
 
@@ -141,10 +141,13 @@ fn login(world: &mut World) -> Result<()> {
         ensure!(done.code == 255 && done.stdout.is_empty(), "{attempt:?}: {}: {}", done.code, done.stdout);
         ensure!(done.stderr.contains("Permission denied"), "it was not the guest that refused: {}", done.stderr);
     }
-    let proof: Proof = serde_json::from_value(world.admin_json(&["vm", "show", "dvm", "--proof"])?)?;
+    let proof: ExposureReport = serde_json::from_value(world.admin_json(&["vm", "show", "dvm", "--proof"])?)?;
     for process in [&proof.qemu, &proof.swtpm] {
         let way_in = process.descriptors.iter().find(|descriptor| {
-            matches!(descriptor.kind, Kind::NamedSocket | Kind::ListeningSocket | Kind::NetworkSocket)
+            matches!(
+                descriptor.kind,
+                ChannelKind::NamedSocket | ChannelKind::ListeningSocket | ChannelKind::NetworkSocket
+            )
         });
         ensure!(way_in.is_none(), "{way_in:?}");
     }

@@ -50,7 +50,7 @@ impl Needles {
     fn add(&mut self, key: &TransportKey) {
         let derived = [
             machine::record::LABEL,
-            machine::state::VARS_LABEL,
+            machine::slot::VARS_LABEL,
             "drydock/vtpm/v1",
             "drydock/migration/v1",
             "transport-key-signature",

@@ -142,7 +142,7 @@ pub fn hand_back_disk(
 
     let (from, to) = (work.path().join("from"), work.path().join("to"));
     device.bundle()?.unpack(&from)?;
-    let record = machine::state::open_record(&from, &rolled.ingress, manifest.vm_id, &ingress.digest())?;
+    let record = machine::slot::open_record(&from, &rolled.ingress, manifest.vm_id, &ingress.digest())?;
     let record = SealedRecord {
         policy: plan.policy,
         vm_id: plan.vm_id.unwrap_or(record.vm_id),
@@ -151,7 +151,7 @@ pub fn hand_back_disk(
     };
     let digest = rolled.egress_protector.digest();
     let runtime = tokio::runtime::Runtime::new()?;
-    runtime.block_on(machine::state::reseal(&from, &rolled.ingress, &to, &rolled.egress, &record, &digest))?;
+    runtime.block_on(machine::slot::reseal(&from, &rolled.ingress, &to, &rolled.egress, &record, &digest))?;
     let bundle = Bundle::pack(&to)?;
     let mut disks = Vec::new();
     for (index, disk) in manifest.disks.iter().enumerate() {

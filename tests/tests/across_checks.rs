@@ -89,7 +89,7 @@ fn an_attachment_checks_before_it_changes() -> Result<()> {
     second.admin(&["vm", "start", "flat"])?.ok()?;
     denials.expect("a garage that cannot nest", WRONG_STATE, "without nested", attach_to("flat", &good));
     second.admin(&["vm", "stop", "flat", "--force"])?.ok()?;
-    let full: Vec<Value> = (0..machine::qemu::HOT_PORTS)
+    let full: Vec<Value> = (0..machine::HOT_PORTS)
         .map(|n| json!({"path": good, "format": "raw", "serial": format!("other-{n}"), "size": 512}))
         .collect();
     let list = second.store().join("vms/vmre/attached.json");

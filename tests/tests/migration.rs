@@ -14,7 +14,7 @@ use drydock_tests::images;
 use drydock_tests::process::run;
 use drydock_tests::search::{Needles, contains};
 use drydock_tests::world::{DVM_ADDRESS, World, path};
-use machine::proof::Proof;
+use machine::exposure::ExposureReport;
 
 const SHORT: Duration = Duration::from_secs(120);
 const BOOT: Duration = Duration::from_secs(400);
@@ -40,7 +40,7 @@ fn state(host: &Host, vm: &str) -> Result<String> {
 
 /// Everything that is said of a running VM is true of this one.
 fn holds(host: &Host, vm: &str) -> Result<()> {
-    let proof: Proof = serde_json::from_value(host.admin_json(&["vm", "show", vm, "--proof"])?)?;
+    let proof: ExposureReport = serde_json::from_value(host.admin_json(&["vm", "show", vm, "--proof"])?)?;
     ensure!(proof.holds.len() > 20, "too little is said: {:?}", proof.holds);
     for statement in &proof.holds {
         ensure!(statement.holds, "{statement}");

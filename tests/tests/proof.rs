@@ -10,12 +10,12 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use drydock_tests::process::run;
 use drydock_tests::world::World;
-use machine::proof::{Kind, ProcessProof, Proof};
+use machine::exposure::{ChannelKind, ExposureReport, ProcessExposure};
 
 const SHORT: Duration = Duration::from_secs(60);
 const WRONG_STATE: i32 = 6;
 
-fn proof(world: &World, name: &str) -> Result<Proof> {
+fn proof(world: &World, name: &str) -> Result<ExposureReport> {
     Ok(serde_json::from_value(world.admin_json(&["vm", "show", name, "--proof"])?)?)
 }
 
@@ -46,7 +46,7 @@ fn the_proof_says_what_is_and_others_are_kept_out() -> Result<()> {
 
     let store = world.store();
     let disk = store.join("vms/dvm/disk-0.qcow2");
-    let held = |process: &ProcessProof| process.descriptors.iter().any(|d| d.target == disk.display().to_string());
+    let held = |process: &ProcessExposure| process.descriptors.iter().any(|d| d.target == disk.display().to_string());
     ensure!(held(&dvm.qemu) && !held(&other.qemu), "who has the disk: {:?}", dvm.qemu.descriptors);
     let number = dvm.qemu.descriptors.iter().find(|d| d.target == disk.display().to_string()).map(|d| d.number);
     let descriptor = format!("/proc/{}/fd/{}", dvm.qemu.pid, number.context("no descriptor")?);
@@ -84,7 +84,7 @@ fn the_proof_says_what_is_and_others_are_kept_out() -> Result<()> {
 }
 
 /// The proof of a process says the same as `ss`, the links in its `fd` and its `status`.
-fn is_real(process: &ProcessProof) -> Result<()> {
+fn is_real(process: &ProcessExposure) -> Result<()> {
     let folder = format!("/proc/{}", process.pid);
     let status = fs::read_to_string(format!("{folder}/status"))?;
     let field = |name: &str| {
@@ -113,7 +113,7 @@ fn is_real(process: &ProcessProof) -> Result<()> {
     }
     let told: BTreeSet<u32> = process.descriptors.iter().map(|descriptor| descriptor.number).collect();
     ensure!(open == told, "descriptors: {open:?} and {told:?}");
-    for descriptor in process.descriptors.iter().filter(|d| d.kind == Kind::File) {
+    for descriptor in process.descriptors.iter().filter(|d| d.kind == ChannelKind::File) {
         let file = fs::metadata(format!("{folder}/fd/{}", descriptor.number))?;
         ensure!(file.ino() == fs::metadata(&descriptor.target)?.ino(), "{}", descriptor.target);
     }
@@ -122,7 +122,7 @@ fn is_real(process: &ProcessProof) -> Result<()> {
     let sockets = run(&mut ss, b"", SHORT)?.ok()?.stdout;
     let mark = format!("pid={},", process.pid);
     let own: Vec<&str> = sockets.lines().filter(|line| line.contains(&mark)).collect();
-    let unnamed = process.descriptors.iter().filter(|d| d.kind == Kind::UnnamedSocket).count();
+    let unnamed = process.descriptors.iter().filter(|d| d.kind == ChannelKind::UnnamedSocket).count();
     ensure!(own.len() == unnamed && unnamed > 0, "{unnamed} sockets, ss says: {own:?}");
     ensure!(own.iter().all(|line| line.starts_with("u_str") && line.contains("ESTAB")), "{own:?}");
     Ok(())

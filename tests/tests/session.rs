@@ -12,7 +12,7 @@ use drydock_tests::process::run;
 use drydock_tests::ssh::Ssh;
 use drydock_tests::tenant::{Plan, hand_back};
 use drydock_tests::world::{DVM_ADDRESS, World};
-use machine::proof::Proof;
+use machine::exposure::ExposureReport;
 use serde_json::{Value, json};
 
 const REFUSED: i32 = 3;
@@ -26,7 +26,7 @@ const SESSIONS: [&str; 2] = ["--console-profile", "2019"];
 
 /// Channels, and devices that have to do with serial ports.
 fn exposed(world: &World, vm: &str) -> Result<(Vec<String>, Vec<String>)> {
-    let proof: Proof = serde_json::from_value(world.admin_json(&["vm", "show", vm, "--proof"])?)?;
+    let proof: ExposureReport = serde_json::from_value(world.admin_json(&["vm", "show", vm, "--proof"])?)?;
     for statement in &proof.holds {
         ensure!(statement.holds, "{statement}");
     }

@@ -33,7 +33,7 @@ pub enum VmRequest {
         /// The VM.
         name: String,
     },
-    /// What a running VM exposes; answered with a [`machine::proof::Proof`].
+    /// What a running VM exposes; answered with a [`machine::exposure::ExposureReport`].
     VmProof {
         /// The VM.
         name: String,

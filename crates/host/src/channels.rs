@@ -1,6 +1,6 @@
 //! What reaches into a running VM beside its network: the console, a session, and the report of what it exposes.
 
-use machine::proof::Proof;
+use machine::exposure::ExposureReport;
 use machine::{ConsoleProfile, Policy};
 use outcome::{Context, Error, Kind, Result};
 
@@ -12,13 +12,13 @@ use crate::session;
 ///
 /// # Errors
 /// `WrongState` when it does not run under this agent.
-pub(crate) async fn exposure(agent: &Agent, name: &str) -> Result<Proof> {
+pub(crate) async fn exposure(agent: &Agent, name: &str) -> Result<ExposureReport> {
     let mut vm = agent.lock(name)?;
     vm.refuse_orphan()?;
     if vm.is_running()
         && let Some(live) = vm.live()
     {
-        return live.running.proof().await.context(Kind::Internal, || format!("cannot look at {name}"));
+        return live.running.exposure().await.context(Kind::Internal, || format!("cannot inspect {name}"));
     }
     Err(Error::new(Kind::WrongState, format!("{name} is off, and exposes nothing"))
         .remedy(format!("drydock vm start {name}")))

@@ -94,7 +94,7 @@ async fn create_in(
     let record = SealedRecord::new(&spec, 1);
     let slot = dir.fresh_slot(1)?;
     events.say("seal", "making the vTPM and the UEFI variables");
-    machine::state::create(&slot, &rolled.egress, &record, &rolled.egress_protector.digest(), &spec.firmware)
+    machine::slot::create(&slot, &rolled.egress, &record, &rolled.egress_protector.digest(), &spec.firmware)
         .await
         .context(Kind::Internal, || format!("cannot make the sealed state of {}", spec.name))?;
     dir.write_protector(1, &rolled.egress_protector)?;

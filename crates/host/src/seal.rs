@@ -3,7 +3,7 @@
 
 use key_protector::{Protector, Rolled, TransportKey};
 use machine::record::SealedRecord;
-use machine::{Policy, VmSpec};
+use machine::{LuksFault, OpenSlot, Policy, VmSpec};
 use outcome::{Context, Error, Events, Kind, Next, Result};
 
 use crate::agent::Agent;
@@ -16,8 +16,7 @@ use crate::vm_lock::VmLock;
 pub struct Unsealed<'a> {
     dir: &'a VmDir,
     slot: u64,
-    key: &'a TransportKey,
-    record: SealedRecord,
+    open: OpenSlot<'a>,
 }
 
 /// A slot that was just made the active one.
@@ -35,7 +34,7 @@ impl<'a> Unsealed<'a> {
     /// `Refused` when the record does not open, is of another VM or protector, or disagrees with a file.
     pub fn open(files: &'a VmFiles, key: &'a TransportKey) -> Result<Self> {
         let unsealed = Self::open_record(files, key)?;
-        check_record(files.spec(), &unsealed.record, files.slot())?;
+        check_record(files.spec(), unsealed.record(), files.slot())?;
         Ok(unsealed)
     }
 
@@ -46,8 +45,8 @@ impl<'a> Unsealed<'a> {
     /// Those of [`Unsealed::open`].
     pub fn open_for_policy(files: &'a VmFiles, key: &'a TransportKey) -> Result<Self> {
         let unsealed = Self::open_record(files, key)?;
-        let spec = VmSpec { policy: unsealed.record.policy, ..files.spec().clone() };
-        check_record(&spec, &unsealed.record, files.slot())?;
+        let spec = VmSpec { policy: unsealed.record().policy, ..files.spec().clone() };
+        check_record(&spec, unsealed.record(), files.slot())?;
         Ok(unsealed)
     }
 
@@ -60,7 +59,7 @@ impl<'a> Unsealed<'a> {
     fn open_record(files: &'a VmFiles, key: &'a TransportKey) -> Result<Self> {
         let (dir, slot) = (files.dir(), files.slot());
         let digest = files.parsed_protector()?.digest();
-        let record = machine::state::open_record(&dir.slot(slot), key, files.spec().id, &digest)
+        let open = OpenSlot::open(&dir.slot(slot), key, files.spec().id, &digest)
             .context(Kind::Refused, || {
                 format!(
                     "the sealed state of {} does not belong to its key protector: it was altered, or comes from \
@@ -69,19 +68,13 @@ impl<'a> Unsealed<'a> {
                 )
             })
             .or_next(|| "restore the slot that belongs to this VM; during a recovery: drydock recovery abort".into())?;
-        Ok(Unsealed { dir, slot, key, record })
+        Ok(Unsealed { dir, slot, open })
     }
 
     /// What the VM's owner sealed.
     #[must_use]
     pub fn record(&self) -> &SealedRecord {
-        &self.record
-    }
-
-    /// Gives the record away, for a start that seals nothing.
-    #[must_use]
-    pub fn into_record(self) -> SealedRecord {
-        self.record
+        self.open.record()
     }
 
     /// Seals the state again under a new key and makes that slot the active one. The policy becomes `policy`.
@@ -89,13 +82,13 @@ impl<'a> Unsealed<'a> {
     /// # Errors
     /// When it cannot be written; the old slot then stays active.
     pub async fn reseal(self, egress: &TransportKey, protector: &Protector, policy: Policy) -> Result<Resealed> {
-        let Unsealed { dir, slot: from, key, record } = self;
+        let Unsealed { dir, slot: from, open } = self;
         let generation = from
             .checked_add(1)
             .ok_or_else(|| Error::new(Kind::BadInput, format!("the generation of {} is exhausted", dir.name())))?;
-        let record = SealedRecord { generation, policy, ..record };
+        let record = SealedRecord { generation, policy, ..open.record().clone() };
         let slot = dir.fresh_slot(generation)?;
-        machine::state::reseal(&dir.slot(from), key, &slot, egress, &record, &protector.digest())
+        open.reseal_into(&slot, egress, record.clone(), &protector.digest())
             .await
             .map_err(|error| not_resealed(dir, from, &error))?;
         dir.write_protector(generation, protector)?;
@@ -107,8 +100,7 @@ impl<'a> Unsealed<'a> {
 fn not_resealed(dir: &VmDir, from: u64, error: &machine::Error) -> Error {
     let message = format!("cannot seal the state of {} again", dir.name());
     let slot = dir.slot(from);
-    use machine::luks::Fault;
-    if let machine::Error::Vars { fault: Fault::Key | Fault::Format(_), .. } = error {
+    if let machine::Error::Vars { fault: LuksFault::Key | LuksFault::Format(_), .. } = error {
         return Error::new(Kind::BadInput, message)
             .caused_by(error)
             .remedy(format!("the UEFI variables in {} were damaged or altered; restore them", slot.display()));
@@ -124,22 +116,7 @@ fn not_resealed(dir: &VmDir, from: u64, error: &machine::Error) -> Error {
 /// # Errors
 /// `Refused`, naming the field.
 pub(crate) fn check_record(spec: &VmSpec, record: &SealedRecord, slot: u64) -> Result<()> {
-    let field = if record.policy != spec.policy {
-        Some("policy")
-    } else if record.console_profile != spec.console_profile {
-        Some("console_profile")
-    } else if record.generation != slot {
-        Some("generation")
-    } else if record.nics != spec.nics.iter().map(|n| n.mac.clone()).collect::<Vec<_>>() {
-        Some("nics")
-    } else if record.disks.len() != spec.disks.len()
-        || record.disks.iter().zip(&spec.disks).any(|(r, s)| r.serial != s.serial || r.size != s.size)
-    {
-        Some("disks")
-    } else {
-        None
-    };
-    match field {
+    match record.disagreement(spec, slot) {
         None => Ok(()),
         Some(field) => Err(Error::new(
             Kind::Refused,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use key_protector::{Protector, Rolled, TransportKey};
 use machine::record::SealedRecord;
-use machine::{Policy, Running, StartOptions};
+use machine::{Policy, RunningVm, StartOptions};
 use outcome::{Context, Error, Events, Kind, Result};
 use time::OffsetDateTime;
 
@@ -61,7 +61,7 @@ async fn start_with(agent: &Agent, vm: &mut VmLock, may_be_offline: bool, events
     let options = start_options(agent, name, record.policy).await?;
     let accel = options.accel.clone();
     events.say("start", format!("starting {name} under {} ({})", accel.accel, accel.reason));
-    let started = Running::start(&with_attached, &vm.dir().slot(slot), &key, &record, options).await;
+    let started = RunningVm::start(&with_attached, &vm.dir().slot(slot), &key, &record, options).await;
     let running = started.map_err(|error| not_started(name, &error))?;
     vm.set_live(Live::new(running, spec, &record, &key, accel, offline));
     Ok(())
@@ -159,7 +159,7 @@ async fn open_offline(agent: &Agent, files: &VmFiles, mut unreachable: Error, ev
              left)"
         ),
     );
-    let record = Unsealed::open(files, &taken.key)?.into_record();
+    let record = Unsealed::open(files, &taken.key)?.record().clone();
     Ok(Opened { slot: files.slot(), key: taken.key, record, offline: true })
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use key_protector::{DerivedKey, TransportKey};
 use machine::accel::Verdict;
 use machine::record::SealedRecord;
-use machine::{DiskSpec, Policy, Running, VmSpec};
+use machine::{DiskSpec, Policy, RunningVm, VmSpec};
 use outcome::{Context, Error, Events, Kind, Result};
 use tokio::sync::OwnedMutexGuard;
 
@@ -23,7 +23,7 @@ pub(crate) const MIGRATION_LABEL: &str = "drydock/migration/v1";
 
 /// A VM that runs under this agent.
 pub(crate) struct Live {
-    pub(crate) running: Running,
+    pub(crate) running: RunningVm,
     /// The policy in the sealed record that it was started with; what the files say does not count.
     pub(crate) policy: Policy,
     pub(crate) console: Option<Console>,
@@ -38,7 +38,7 @@ pub(crate) struct Live {
 
 impl Live {
     pub(crate) fn new(
-        mut running: Running,
+        mut running: RunningVm,
         spec: &VmSpec,
         record: &SealedRecord,
         key: &TransportKey,

@@ -1,8 +1,7 @@
 //! Whether KVM can be used on this machine, found out by trying.
 //!
-//! A device node that opens and answers proves little: some kernels offer a /dev/kvm that cannot
-//! run an ordinary guest. So KVM counts as working only where the processor has hardware
-//! virtualization *and* a tiny guest was seen to run before a deadline.
+//! A device node that opens and answers proves little: some kernels have a /dev/kvm that cannot run an ordinary guest.
+//! KVM counts as working only if the processor has hardware virtualization *and* a tiny guest ran within a deadline.
 
 use std::fs::{File, OpenOptions};
 use std::io::{Seek, Write};
@@ -23,7 +22,9 @@ use crate::user;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Accel {
+    /// The processor, through the kernel.
     Kvm,
+    /// QEMU's own emulation.
     Tcg,
 }
 
@@ -48,18 +49,20 @@ impl std::str::FromStr for Accel {
     }
 }
 
-/// What is used here, and why; the reason is for printing.
+/// Which accelerator is used on this machine, and why.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Verdict {
+    /// What VMs run under.
     pub accel: Accel,
+    /// For people.
     pub reason: String,
-    /// This machine is itself a guest of QEMU's TCG, which needs care under nested KVM.
+    /// This machine is itself a guest of QEMU's TCG, which restricts nested KVM.
     pub outer_tcg: bool,
 }
 
-/// The verdict in force. KVM found working stays so; where it was missing it is looked for again at each use, because
-/// a module may have been loaded meanwhile.
+/// Keeps the current verdict. KVM that was found to work is not probed again; missing KVM is probed at each use, because
+/// a module may have been loaded in the meantime.
 #[derive(Debug)]
 pub struct Chooser {
     choice: Option<Accel>,
@@ -67,7 +70,7 @@ pub struct Chooser {
 }
 
 impl Chooser {
-    /// Probes once. Blocks like [`probe`].
+    /// Probes once. Blocks like [`probe`]. `choice` is the accelerator that the caller insists on.
     pub fn new(choice: Option<Accel>) -> Self {
         Self { choice, verdict: Mutex::new(probe(choice)) }
     }
@@ -85,7 +88,7 @@ impl Chooser {
         }
         let found = probe(None);
         if found != last {
-            tracing::info!(accelerator = %found.accel, reason = found.reason, "found");
+            tracing::info!(accelerator = %found.accel, reason = found.reason, "the accelerator changed");
         }
         *self.verdict.lock().unwrap_or_else(PoisonError::into_inner) = found.clone();
         found
@@ -96,7 +99,7 @@ const DEADLINE: Duration = Duration::from_secs(10);
 /// isa-debug-exit ends QEMU with `(value << 1) | 1`.
 const SEEN: i32 = (0x10 << 1) | 1;
 
-/// Decides between KVM and TCG. A `choice` wins over what was found, but the finding is still told.
+/// Decides between KVM and TCG. A `choice` wins over the finding, but the reason still states it.
 /// Blocks for up to ten seconds.
 pub fn probe(choice: Option<Accel>) -> Verdict {
     let outer_tcg = outer_is_tcg();
@@ -104,7 +107,7 @@ pub fn probe(choice: Option<Accel>) -> Verdict {
         Some(Accel::Tcg) => (Accel::Tcg, "chosen by the caller".to_owned()),
         Some(Accel::Kvm) => match kvm_works(outer_tcg) {
             Ok(found) => (Accel::Kvm, format!("chosen by the caller; {found}")),
-            Err(why) => (Accel::Kvm, format!("chosen by the caller although it seems not to work: {why}")),
+            Err(why) => (Accel::Kvm, format!("chosen by the caller although it does not seem to work: {why}")),
         },
         None => match kvm_works(outer_tcg) {
             Ok(found) => (Accel::Kvm, found),
@@ -121,17 +124,17 @@ fn outer_is_tcg() -> bool {
 
 fn kvm_works(outer_tcg: bool) -> Result<String, String> {
     OpenOptions::new().read(true).write(true).open("/dev/kvm").map_err(|e| {
-        // Root gets that too, from the device policy of a service.
+        // Even root gets this error, from the device policy of a systemd service.
         let forbidden = Errno::from_io_error(&e) == Some(Errno::PERM);
-        let remedy = if forbidden { "; DeviceAllow= in the agent's unit does not name it" } else { "" };
-        format!("/dev/kvm does not open: {e}{remedy}")
+        let remedy = if forbidden { "; DeviceAllow= in the agent's unit does not list it" } else { "" };
+        format!("cannot open /dev/kvm: {e}{remedy}")
     })?;
     if !user::may_use_kvm() {
-        return Err("/dev/kvm is open to root only, and VMs do not run as root: chgrp kvm, chmod 660".into());
+        return Err("only root may open /dev/kvm, and VMs do not run as root: chgrp kvm, chmod 660".into());
     }
-    let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").map_err(|e| format!("/proc/cpuinfo cannot be read: {e}"))?;
+    let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").map_err(|e| format!("cannot read /proc/cpuinfo: {e}"))?;
     let feature =
-        virtualization_feature(&cpuinfo).ok_or("/dev/kvm opens, but the processor shows neither vmx nor svm")?;
+        virtualization_feature(&cpuinfo).ok_or("/dev/kvm opens, but the processor has neither vmx nor svm")?;
     let machine = if outer_tcg { "q35,accel=kvm,kernel-irqchip=off" } else { "q35,accel=kvm" };
     run_tiny_guest(machine, DEADLINE)?;
     Ok(format!("/dev/kvm opens, the processor has {feature}, and a guest ran"))
@@ -165,7 +168,7 @@ fn tiny_bios() -> Vec<u8> {
 }
 
 fn run_tiny_guest(machine: &str, deadline: Duration) -> Result<(), String> {
-    let bios = memory_file(&tiny_bios()).map_err(|e| format!("no memory file: {e}"))?;
+    let bios = memory_file(&tiny_bios()).map_err(|e| format!("cannot make a memory file: {e}"))?;
     let mut command = Command::new(QEMU);
     command
         .env_clear()
@@ -177,15 +180,15 @@ fn run_tiny_guest(machine: &str, deadline: Duration) -> Result<(), String> {
         .stdout(Stdio::null())
         .stderr(Stdio::null());
     command.fd_mappings(vec![FdMapping { parent_fd: bios.into(), child_fd: 3 }]).map_err(|e| e.to_string())?;
-    let mut child = command.spawn().map_err(|e| format!("{QEMU} does not start: {e}"))?;
+    let mut child = command.spawn().map_err(|e| format!("cannot start {QEMU}: {e}"))?;
     let end = Instant::now() + deadline;
     loop {
         match child.try_wait().map_err(|e| e.to_string())? {
             Some(status) if status.code() == Some(SEEN) => return Ok(()),
-            Some(status) => return Err(format!("the trial guest ended wrongly ({status})")),
+            Some(status) => return Err(format!("the trial guest failed ({status})")),
             None if Instant::now() < end => std::thread::sleep(Duration::from_millis(20)),
             None => {
-                // a guest that hangs is the finding; nothing more to do about a failing kill
+                // That the guest hangs is the finding; a kill that fails changes nothing about it.
                 let _ = child.kill();
                 let _ = child.wait();
                 return Err(format!("the trial guest hung for {} s", deadline.as_secs()));
@@ -214,9 +217,9 @@ mod tests {
 
     #[test]
     fn a_guest_that_never_ends_is_given_up() {
-        // without a BIOS that ends, QEMU runs on; `none` has no processor at work
+        // Without a BIOS that ends it, QEMU keeps running; the machine `none` has no processor.
         let error = run_tiny_guest("none,accel=tcg", Duration::from_millis(1)).unwrap_err();
-        assert!(error.contains("hung") || error.contains("wrongly"), "{error}");
+        assert!(error.contains("hung") || error.contains("failed"), "{error}");
     }
 
     #[test]

@@ -1,7 +1,7 @@
-//! Disk images as QEMU gets them, and what an image must not bring along.
+//! Disk images, and what an image must not bring along.
 //!
-//! A qcow2 header can name other files (a backing file, a data file) that QEMU would open with the
-//! host's rights. An image that came from a tenant must not make the host read its own files.
+//! A qcow2 header can name other files (a backing file, a data file), which QEMU would open with the host's rights. An
+//! image that came from a tenant must not make the host read its own files.
 
 use std::fs::{File, OpenOptions};
 use std::io::Read;
@@ -9,15 +9,11 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 
-use serde_json::{Value, json};
-
-use crate::proof::{FileId, file_id};
-use crate::qemu::{backing_set, disk_node, image_set};
+use crate::error::{Error, Result};
 use crate::spec::{DiskFormat, DiskSpec};
-use crate::{Error, Result};
 
-/// A disk whose image, and the one under it, were looked at and are open: QEMU gets these descriptors, can open no
-/// file of the store itself, and what was looked at is what it uses.
+/// A disk whose image was checked and is open, like the one under it. QEMU gets these descriptors and can open no file
+/// of the store itself, so it uses exactly what was checked.
 #[derive(Debug)]
 pub struct CheckedDisk {
     spec: DiskSpec,
@@ -25,26 +21,30 @@ pub struct CheckedDisk {
     backing: Option<Image>,
 }
 
+/// An open image.
 #[derive(Debug)]
-struct Image {
-    format: DiskFormat,
-    block_device: bool,
-    writable: bool,
-    file: File,
+pub(crate) struct Image {
+    pub(crate) format: DiskFormat,
+    pub(crate) block_device: bool,
+    pub(crate) writable: bool,
+    pub(crate) file: File,
 }
 
-/// Looks at a disk's images: each is a file or a block device, and names no other file. The one under an overlay can
-/// only be read: it is another VM's.
+/// Checks a disk's images: each is a file or a block device and names no other file. The image under an overlay is
+/// opened for reading only: it is another VM's.
+///
+/// # Errors
+/// [`Error::DiskImage`] for an image that must not be used; [`Error::Spec`]; [`Error::Io`].
 pub fn check(spec: &DiskSpec) -> Result<CheckedDisk> {
-    look_at(spec, false)
+    check_images(spec, false)
 }
 
 /// The same for a disk that is part of the VM: its overlay may be merged into the image under it.
 pub(crate) fn check_own(spec: &DiskSpec) -> Result<CheckedDisk> {
-    look_at(spec, true)
+    check_images(spec, true)
 }
 
-fn look_at(spec: &DiskSpec, own: bool) -> Result<CheckedDisk> {
+fn check_images(spec: &DiskSpec, own: bool) -> Result<CheckedDisk> {
     spec.validate()?;
     let image = Image::open(&spec.path, spec.format, true)?;
     let backing = match &spec.backing {
@@ -58,7 +58,7 @@ impl Image {
     fn open(path: &Path, format: DiskFormat, writable: bool) -> Result<Self> {
         let bad = |reason| Error::DiskImage { path: path.to_owned(), reason };
         let mut file = open(path, writable)?;
-        let kind = file.metadata().map_err(Error::io("look at", path))?.file_type();
+        let kind = file.metadata().map_err(Error::io("inspect", path))?.file_type();
         let block_device = kind.is_block_device();
         if !block_device && !kind.is_file() {
             return Err(bad("is neither a file nor a block device"));
@@ -70,94 +70,39 @@ impl Image {
         }
         Ok(Self { format, block_device, writable, file })
     }
-
-    fn protocol(&self, set: usize) -> Value {
-        let driver = if self.block_device { "host_device" } else { "file" };
-        json!({
-            "driver": driver, "filename": format!("/dev/fdset/{set}"), "read-only": !self.writable, "discard": "unmap",
-        })
-    }
 }
 
-/// An image file as QEMU gets it.
+/// Opens an image file for QEMU.
 pub(crate) fn open(path: &Path, writable: bool) -> Result<File> {
     OpenOptions::new().read(true).write(writable).open(path).map_err(Error::io("open", path))
 }
 
 impl CheckedDisk {
+    /// The description that was checked.
     pub fn spec(&self) -> &DiskSpec {
         &self.spec
     }
 
-    /// QEMU's description of the `index`th block device; the image under an overlay is named [`backing_node`].
-    pub(crate) fn blockdev(&self, index: usize) -> Value {
-        let node = disk_node(index);
-        let mut blockdev = json!({
-            "node-name": node,
-            "driver": self.image.format.driver(),
-            "discard": "unmap",
-            "detect-zeroes": "unmap",
-            "file": self.image.protocol(image_set(index)),
-        });
-        if self.image.format == DiskFormat::Qcow2 {
-            // the header was checked; should it change before QEMU reads it, this still holds
-            blockdev["backing"] = Value::Null;
-        }
-        if let Some(image) = &self.backing {
-            let mut backing = json!({
-                "node-name": backing_node(&node),
-                "driver": image.format.driver(),
-                "read-only": true,
-                "discard": "unmap",
-                "file": image.protocol(backing_set(index)),
-            });
-            if image.format == DiskFormat::Qcow2 {
-                backing["backing"] = Value::Null;
-            }
-            blockdev["backing"] = backing;
-        }
-        blockdev
+    /// The image that the guest writes to.
+    pub(crate) fn image(&self) -> &Image {
+        &self.image
     }
 
-    /// The descriptor sets that QEMU knows the `index`th disk's images by, in the order of [`CheckedDisk::into_files`].
-    pub(crate) fn sets(&self, index: usize) -> Vec<usize> {
-        let mut sets = vec![image_set(index)];
-        sets.extend(self.backing.as_ref().map(|_| backing_set(index)));
-        sets
+    /// The image under it, if it is an overlay.
+    pub(crate) fn backing(&self) -> Option<&Image> {
+        self.backing.as_ref()
     }
 
-    /// Those of the sets that are of no use once the disk is in use. QEMU opens the image under a VM's own overlay
-    /// anew when it merges, so that one stays.
-    pub(crate) fn spent_sets(&self, index: usize) -> Vec<usize> {
-        let mut sets = vec![image_set(index)];
-        sets.extend(self.backing.as_ref().filter(|image| !image.writable).map(|_| backing_set(index)));
-        sets
-    }
-
-    /// The images that may be written to.
-    pub(crate) fn written(&self) -> Result<Vec<FileId>> {
-        let images = [Some(&self.image), self.backing.as_ref()].into_iter().flatten();
-        images
-            .filter(|image| image.writable)
-            .map(|image| image.file.metadata().map(|m| file_id(&m)).map_err(Error::io("look at", &self.spec.path)))
-            .collect()
-    }
-
-    /// The images. Locks on them are QEMU's as soon as nobody else has these descriptors.
+    /// The open images, the one below last. Once nobody else holds these descriptors, the locks on them are QEMU's.
     pub(crate) fn into_files(self) -> Vec<OwnedFd> {
         [Some(self.image), self.backing].into_iter().flatten().map(|image| image.file.into()).collect()
     }
 }
 
-/// The node under the overlay `node`.
-pub(crate) fn backing_node(node: &str) -> String {
-    format!("{node}-backing")
-}
-
-/// Looks at the first 80 bytes of a qcow2 image (docs/interop/qcow2.rst in QEMU's sources).
+/// Checks the first 80 bytes of a qcow2 image (docs/interop/qcow2.rst in QEMU's sources).
 ///
 /// # Errors
-/// Why it is refused: above all, that it names another file.
+/// Why the image is refused, above all because it names another file.
 pub fn check_qcow2(header: &[u8]) -> std::result::Result<(), &'static str> {
     const DATA_FILE: u64 = 1 << 2;
     let be32 = |at: usize| header.get(at..at + 4)?.try_into().ok().map(u32::from_be_bytes);
@@ -166,16 +111,16 @@ pub fn check_qcow2(header: &[u8]) -> std::result::Result<(), &'static str> {
         return Err("is not qcow2");
     }
     if be64(8) != Some(0) {
-        return Err("has a backing file, which is never followed");
+        return Err("names a backing file, which is never followed");
     }
     match be32(4) {
         Some(2) => Ok(()),
         Some(3) => match be64(72) {
             Some(features) if features & DATA_FILE == 0 => Ok(()),
-            Some(_) => Err("has an external data file, which is never followed"),
-            None => Err("is cut off in its header"),
+            Some(_) => Err("names an external data file, which is never followed"),
+            None => Err("is truncated in its header"),
         },
-        _ => Err("is of an unknown qcow2 version"),
+        _ => Err("has an unknown qcow2 version"),
     }
 }
 

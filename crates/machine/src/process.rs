@@ -1,5 +1,5 @@
-//! Starting child processes: only the descriptors they need, a user and a view of their own, no environment, no core
-//! dump, and what they say kept within bounds.
+//! Starting child processes: only the descriptors that they need, a user and a mount namespace of their own, no
+//! environment, no core dump, and bounded logs.
 
 use std::collections::VecDeque;
 use std::ffi::OsString;
@@ -7,6 +7,7 @@ use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::net::UnixStream as StdStream;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,11 +16,12 @@ use std::time::Duration;
 use command_fds::{CommandFdExt, FdMapping};
 use confine::{NO_CAPABILITY, PATH, forbid_core_dumps, view};
 use tokio::io::AsyncReadExt;
+use tokio::net::UnixStream;
 use tokio::process::{Child, ChildStderr, Command};
 use tokio::runtime::Handle;
 
+use crate::error::{Error, Result};
 use crate::user::User;
-use crate::{Error, Result};
 
 pub(crate) const QEMU: &str = "qemu-system-x86_64";
 pub(crate) const SWTPM: &str = "swtpm";
@@ -29,31 +31,31 @@ const SETPRIV: &str = "setpriv";
 
 /// A guest can make QEMU write warnings; a log file stops growing here (bytes).
 const MAX_LOG: usize = 1 << 20;
-/// What is kept of the end of it for error messages (bytes).
+/// How much of its end is kept for error messages (bytes).
 const TAIL: usize = 2048;
 /// How long to wait for the end of a log after its writer has died.
 const LOG_END: Duration = Duration::from_secs(1);
 
-/// What a program may do that a guest or a hostile image can take over.
+/// What a program may do. It is chosen as if a guest or a hostile image had taken the program over.
 #[derive(Clone, Copy)]
 pub(crate) struct Rights<'a> {
     pub(crate) user: User,
     /// It may use /dev/kvm.
     pub(crate) kvm: bool,
-    /// Folders that it does not see, beside [`HIDDEN`](view::HIDDEN).
+    /// Directories that it does not see, in addition to [`HIDDEN`](view::HIDDEN).
     pub(crate) hidden: &'a [PathBuf],
-    /// Where it works; without one, where the agent does.
-    pub(crate) folder: Option<&'a Path>,
+    /// Its working directory; None: the agent's.
+    pub(crate) directory: Option<&'a Path>,
 }
 
-/// A program to start. Descriptors are given by the numbers they get in it.
+/// A program to start. Each descriptor comes with the number that it gets in the program.
 pub(crate) struct Program<'a> {
     pub(crate) name: &'static str,
-    /// None: the agent's own.
+    /// None: the agent's own rights.
     pub(crate) rights: Option<Rights<'a>>,
     pub(crate) args: Vec<OsString>,
     pub(crate) fds: Vec<(OwnedFd, i32)>,
-    /// Where its standard error goes, bounded; without one only the end is kept.
+    /// Where its standard error goes, up to [`MAX_LOG`] bytes. None: only the end is kept, in memory.
     pub(crate) log: Option<PathBuf>,
 }
 
@@ -81,7 +83,7 @@ impl Program<'_> {
             .env_clear()
             .env("PATH", PATH)
             .env("LC_ALL", "C")
-            // Its own group: an interrupt from the terminal is the agent's affair, not the VM's.
+            // Its own process group: an interrupt from the terminal is for the agent, not for the VM.
             .process_group(0)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -90,7 +92,7 @@ impl Program<'_> {
         let mappings = self.fds.into_iter().map(|(parent_fd, child_fd)| FdMapping { parent_fd, child_fd }).collect();
         command
             .fd_mappings(mappings)
-            .map_err(|e| Error::System { operation: "pass descriptors on", source: std::io::Error::other(e) })?;
+            .map_err(|e| Error::System { operation: "pass on descriptors", source: std::io::Error::other(e) })?;
         let log = match &self.log {
             Some(path) => Some(open_log(path)?),
             None => None,
@@ -99,7 +101,7 @@ impl Program<'_> {
             None => command.spawn(),
             Some(rights) => {
                 let runtime = Handle::current();
-                view::start_within(rights.hidden, rights.folder, || {
+                view::start_within(rights.hidden, rights.directory, || {
                     let _tokio = runtime.enter();
                     command.spawn()
                 })
@@ -114,7 +116,7 @@ impl Program<'_> {
 }
 
 impl Process {
-    /// Waits for the end; anything but exit code 0 is an error with the end of the log.
+    /// Waits for the exit; any code but 0 is an error with the end of the log.
     pub(crate) async fn finish(mut self, deadline: Duration) -> Result<()> {
         let Ok(status) = tokio::time::timeout(deadline, self.child.wait()).await else {
             self.kill().await;
@@ -130,15 +132,16 @@ impl Process {
     /// Kills and reaps.
     pub(crate) async fn kill(&mut self) {
         if let Err(error) = self.child.kill().await {
-            tracing::debug!(program = self.name, %error, "already ended");
+            tracing::debug!(program = self.name, %error, "has exited already");
         }
     }
 
+    /// The error of a program that has ended, with the end of its log.
     pub(crate) async fn failure(&mut self, status: String) -> Error {
         Error::Tool { program: self.name, status, log: self.tail().await }
     }
 
-    /// The end of what it said on standard error, after it has ended.
+    /// The end of its standard error, after it has ended.
     pub(crate) async fn tail(&mut self) -> String {
         let _ = tokio::time::timeout(LOG_END, &mut self.log_task).await;
         let tail = self.tail.lock().unwrap_or_else(PoisonError::into_inner);
@@ -147,7 +150,7 @@ impl Process {
     }
 }
 
-/// The words in front of a program that keep it within `rights`: it has no capability, and can gain none.
+/// The command words in front of a program that keep it within `rights`: it has no capability and can gain none.
 fn words_before(rights: Rights<'_>) -> Result<Vec<PathBuf>> {
     let mut words = vec![find(SETPRIV)?];
     words.extend(rights.user.options(rights.kvm).into_iter().map(PathBuf::from));
@@ -175,31 +178,39 @@ async fn keep_log(stderr: Option<ChildStderr>, mut log: Option<File>, tail: Arc<
     let mut room = MAX_LOG;
     let mut buffer = [0; 4096];
     while let Ok(n @ 1..) = stderr.read(&mut buffer).await {
-        let said = &buffer[..n];
+        let written = &buffer[..n];
         if let Some(file) = &mut log {
-            let kept = &said[..n.min(room)];
+            let kept = &written[..n.min(room)];
             room -= kept.len();
             if let Err(error) = file.write_all(kept) {
-                tracing::warn!(%error, "a VM's log cannot be written");
+                tracing::warn!(%error, "cannot write a VM's log");
                 log = None;
             }
         }
         let mut tail = tail.lock().unwrap_or_else(PoisonError::into_inner);
-        tail.extend(said);
+        tail.extend(written);
         let excess = tail.len().saturating_sub(TAIL);
         tail.drain(..excess);
     }
 }
 
-/// A pipe that holds `secret` for `user` and then ends. The reader sees it once; no file ever holds it.
+/// A pipe that holds `secret` for `user` and then ends. It can be read once; no file ever holds it.
 pub(crate) fn secret_pipe(secret: &[u8], user: User) -> Result<OwnedFd> {
     let (read, write) =
         rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(Error::system("make a pipe"))?;
     // far below a pipe's capacity, so this does not block
     File::from(write).write_all(secret).map_err(Error::system("write to a pipe"))?;
-    // QEMU opens it by its number.
+    // QEMU opens it by its number in /dev/fd.
     user.own_descriptor(&read)?;
     Ok(read)
+}
+
+/// A socket pair without a name in any file system: our end, and the one to pass on.
+pub(crate) fn socket_pair() -> Result<(UnixStream, StdStream)> {
+    let (ours, theirs) = StdStream::pair().map_err(Error::system("make a socket pair"))?;
+    ours.set_nonblocking(true).map_err(Error::system("set up a socket"))?;
+    let ours = UnixStream::from_std(ours).map_err(Error::system("set up a socket"))?;
+    Ok((ours, theirs))
 }
 
 #[cfg(test)]
@@ -213,14 +224,14 @@ mod tests {
     }
 
     fn confined(script: &str, log: Option<PathBuf>, fds: Vec<(OwnedFd, i32)>, hidden: &[PathBuf]) -> Process {
-        let rights = Rights { user: User::Reserved(crate::user::FIRST), kvm: false, hidden, folder: None };
+        let rights = Rights { user: User::Reserved(crate::user::FIRST), kvm: false, hidden, directory: None };
         let args = vec!["-c".into(), script.into()];
         Program { name: "sh", rights: Some(rights), args, fds, log }.spawn().unwrap()
     }
 
-    /// The child looks for what others keep, and is a user that may not even enter what is there.
+    /// The child searches for the files of others, as a user that may not even enter their directories.
     #[tokio::test]
-    async fn a_child_has_a_user_and_a_view_of_its_own() {
+    async fn a_child_has_a_user_and_a_mount_namespace_of_its_own() {
         let dir = tempfile::tempdir().unwrap();
         let open = dir.path().join("open");
         std::fs::create_dir(&open).unwrap();

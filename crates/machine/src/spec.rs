@@ -1,5 +1,5 @@
-//! What a VM is made of. Everything here comes from a file or a request and is checked by
-//! [`VmSpec::validate`] before any of it reaches a command line.
+//! What a VM is made of. All of it comes from a file or a request, and [`VmSpec::validate`] checks it before any of it
+//! reaches a command line.
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -7,15 +7,16 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 
-/// The security policy (DESIGN section 5).
+/// The security policy: what whoever runs the host may see of a VM. The owner chooses it, and it is sealed with the
+/// VM's state (see [`crate::record`]), so that nobody else can change it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Policy {
     /// No console, no serial port, no keyboard, no debugger.
     Shielded,
-    /// State is encrypted the same way; a console may be had.
+    /// The state is encrypted in the same way, but a console is allowed.
     EncryptionSupported,
 }
 
@@ -28,20 +29,21 @@ impl std::fmt::Display for Policy {
     }
 }
 
-/// What reaches a VM beside its network, named for the Windows Server whose shielded VMs allow as much.
+/// What reaches a VM other than through its network, named after the Windows Server release whose shielded VMs allow the
+/// same.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ConsoleProfile {
-    /// Nothing that the policy does not give.
+    /// Nothing beyond what the policy allows.
     #[default]
     #[serde(rename = "2016")]
     Server2016,
-    /// Sessions: bytes between whoever asks the agent and the guest, which decides whom it lets in.
+    /// Sessions: a byte stream between a client of the agent and the guest, which decides whom it lets in.
     #[serde(rename = "2019")]
     Server2019,
 }
 
 impl ConsoleProfile {
-    /// Files do not say it: they read as they did before there was another one.
+    /// Whether files omit it: a file without the field is of the profile that existed before the field did.
     #[must_use]
     pub fn is_default(&self) -> bool {
         *self == Self::default()
@@ -61,20 +63,26 @@ impl std::fmt::Display for ConsoleProfile {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct VmSpec {
+    /// Identifies the VM; names can be reused.
     pub id: Uuid,
     /// `[a-z0-9][a-z0-9-]{0,62}`.
     pub name: String,
     /// MiB.
     pub memory_mib: u32,
+    /// Virtual processors.
     pub vcpus: u32,
     /// The guest can run virtual machines of its own.
     pub nested: bool,
+    /// Its security policy; believed only if the sealed record agrees.
     pub policy: Policy,
+    /// Whether sessions are possible; believed only if the sealed record agrees.
     #[serde(default, skip_serializing_if = "ConsoleProfile::is_default")]
     pub console_profile: ConsoleProfile,
-    /// The first one boots.
+    /// The guest boots from the first one.
     pub disks: Vec<DiskSpec>,
+    /// Network cards, in the order in which the guest sees them.
     pub nics: Vec<NicSpec>,
+    /// What the guest boots with.
     pub firmware: Firmware,
 }
 
@@ -82,8 +90,11 @@ pub struct VmSpec {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum DiskFormat {
+    /// The disk's bytes, without a header.
     Raw,
+    /// QEMU's format, for images and overlays.
     Qcow2,
+    /// Hyper-V's format.
     Vhdx,
 }
 
@@ -104,26 +115,29 @@ impl DiskFormat {
 pub struct DiskSpec {
     /// Absolute.
     pub path: PathBuf,
+    /// How the image is stored; always stated, never detected.
     pub format: DiskFormat,
     /// `[A-Za-z0-9-]{1,36}`. A guest sees the first [`DiskSpec::SERIAL_SEEN`] characters.
     pub serial: String,
     /// Size that the guest sees, in bytes.
     pub size: u64,
-    /// What shines through where `path`, an overlay, holds nothing. The overlay's own header names no file.
+    /// The image that is read where `path`, an overlay, holds nothing. The overlay's own header names no file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub backing: Option<Backing>,
-    /// The guest does not look for partitions on it: shown with blocks of [`DiskSpec::OPAQUE_BLOCK`] bytes, in which
-    /// no GPT for the usual 512 is found. For a disk that carries another machine's partitions, names and all.
+    /// The guest finds no partitions on it: the disk has blocks of [`DiskSpec::OPAQUE_BLOCK`] bytes, among which a GPT
+    /// for blocks of 512 bytes is not recognized. For a disk that carries another machine's partitions, including their
+    /// names.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub opaque: bool,
 }
 
-/// The image under an overlay. Only read, until the overlay is merged into it.
+/// The image under an overlay. It is only read, until the overlay is merged into it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Backing {
     /// Absolute.
     pub path: PathBuf,
+    /// How the image is stored.
     pub format: DiskFormat,
 }
 
@@ -134,7 +148,7 @@ impl DiskSpec {
     pub const OPAQUE_BLOCK: u64 = 4096;
 }
 
-/// A network card on a virtual switch.
+/// A network card on a bridge.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NicSpec {
@@ -148,8 +162,9 @@ pub struct NicSpec {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Firmware {
+    /// The firmware itself.
     pub code: PathBuf,
-    /// Variables that a new VM starts with (keys of Secure Boot enrolled).
+    /// The variables that a new VM starts with, with Secure Boot keys enrolled.
     pub vars_template: PathBuf,
 }
 
@@ -162,8 +177,8 @@ impl Firmware {
         Self::known().find(|f| f.code.is_file() && f.vars_template.is_file()).ok_or(Error::Firmware)
     }
 
-    /// Whether it is a distribution's. What measures the boot is what the vTPM believes: a file that `vm.json` names
-    /// could claim any boot at all, and be given the guest's disk key.
+    /// Whether it is a distribution's. The vTPM believes whatever the firmware measures: a file that `vm.json` names could
+    /// claim any boot at all, and would get the guest's disk key.
     #[must_use]
     pub fn is_known(&self) -> bool {
         Self::known().any(|known| known == *self)
@@ -174,7 +189,7 @@ impl Firmware {
     }
 }
 
-/// Code and variables: where Debian's and Fedora's packages have them.
+/// Code and variables: where Debian's and Fedora's packages install them.
 const FIRMWARE: [(&str, &str); 3] = [
     ("/usr/share/OVMF/OVMF_CODE_4M.ms.fd", "/usr/share/OVMF/OVMF_VARS_4M.ms.fd"),
     ("/usr/share/OVMF/OVMF_CODE_4M.secboot.fd", "/usr/share/OVMF/OVMF_VARS_4M.ms.fd"),
@@ -185,7 +200,7 @@ const MEMORY_MIB: std::ops::RangeInclusive<u32> = 64..=1024 * 1024;
 const VCPUS: std::ops::RangeInclusive<u32> = 1..=255;
 const MAX_DISKS: usize = 64;
 const MAX_NICS: usize = 8;
-/// One past the largest disk: 64 TiB, the limit of VHDX.
+/// The largest disk in bytes: 64 TiB, the limit of VHDX.
 const MAX_DISK_SIZE: u64 = 64 << 40;
 const SECTOR: u64 = 512;
 
@@ -194,7 +209,10 @@ fn refuse<T>(field: &'static str, reason: impl Into<String>) -> Result<T> {
 }
 
 impl VmSpec {
-    /// Checks every rule that the fields' docs state.
+    /// Checks every rule that the docs of the fields state.
+    ///
+    /// # Errors
+    /// [`Error::Spec`] with the first field that breaks one.
     pub fn validate(&self) -> Result<()> {
         check_name(&self.name)?;
         if !MEMORY_MIB.contains(&self.memory_mib) {
@@ -213,14 +231,14 @@ impl VmSpec {
         for disk in &self.disks {
             disk.validate()?;
             if !seen.insert(disk.serial_seen()) {
-                return refuse("disks", "have two serial numbers that a guest sees as one");
+                return refuse("disks", "have two serial numbers that look the same to a guest");
             }
         }
         let mut macs = HashSet::new();
         for nic in &self.nics {
             nic.validate()?;
             if !macs.insert(nic.mac.as_str()) {
-                return refuse("nics", "have one MAC address twice");
+                return refuse("nics", "have the same MAC address twice");
             }
         }
         check_path("firmware.code", &self.firmware.code)?;
@@ -229,13 +247,16 @@ impl VmSpec {
 }
 
 impl DiskSpec {
-    /// Checks every rule that the fields' docs state.
+    /// Checks every rule that the docs of the fields state.
+    ///
+    /// # Errors
+    /// [`Error::Spec`] with the first field that breaks one.
     pub fn validate(&self) -> Result<()> {
         check_path("disk path", &self.path)?;
         if let Some(backing) = &self.backing {
             check_path("disk backing", &backing.path)?;
             if self.format != DiskFormat::Qcow2 {
-                return refuse("disk backing", "is for an overlay, which is qcow2");
+                return refuse("disk backing", "is for an overlay, which must be qcow2");
             }
         }
         let serial = self.serial.as_bytes();
@@ -253,13 +274,16 @@ impl DiskSpec {
 
     /// The part of the serial number that a guest sees.
     pub fn serial_seen(&self) -> &str {
-        // ASCII, by `validate`; a caller without it gets the whole
+        // ASCII, by `validate`; before that check, a caller may get the whole.
         self.serial.get(..Self::SERIAL_SEEN).unwrap_or(&self.serial)
     }
 }
 
 impl NicSpec {
-    /// Checks every rule that the fields' docs state.
+    /// Checks every rule that the docs of the fields state.
+    ///
+    /// # Errors
+    /// [`Error::Spec`] with the first field that breaks one.
     pub fn validate(&self) -> Result<()> {
         check_switch_name(&self.switch)?;
         let octets: Vec<&str> = self.mac.split(':').collect();
@@ -276,7 +300,10 @@ impl NicSpec {
     }
 }
 
-/// Checks a VM's name, which is also a directory's name: `[a-z0-9][a-z0-9-]{0,62}`.
+/// Checks a VM's name, which is also the name of a directory: `[a-z0-9][a-z0-9-]{0,62}`.
+///
+/// # Errors
+/// [`Error::Spec`].
 pub fn check_name(name: &str) -> Result<()> {
     let bytes = name.as_bytes();
     let ok = (1..=63).contains(&bytes.len())
@@ -288,7 +315,10 @@ pub fn check_name(name: &str) -> Result<()> {
     Ok(())
 }
 
-/// Checks the name of a bridge: a network interface's name that is also a path component.
+/// Checks the name of a bridge: the name of a network interface, which is also a path component.
+///
+/// # Errors
+/// [`Error::Spec`].
 pub fn check_switch_name(name: &str) -> Result<()> {
     let ok = (1..=15).contains(&name.len())
         && !name.starts_with(['.', '-'])
@@ -299,8 +329,8 @@ pub fn check_switch_name(name: &str) -> Result<()> {
     Ok(())
 }
 
-/// Paths go to QEMU inside JSON: they must be text. Absolute, so that none is taken for a
-/// protocol (`nbd:...`) or an option.
+/// Paths go to QEMU inside JSON, so they must be text. They must be absolute, so that QEMU takes none for a protocol
+/// (`nbd:...`) or an option.
 fn check_path(field: &'static str, path: &Path) -> Result<()> {
     let Some(text) = path.to_str() else {
         return refuse(field, "is not UTF-8");

@@ -1,21 +1,21 @@
-//! A VM's port on a virtual switch: a tap interface that is a port of a Linux bridge.
+//! A VM's ports on bridges: each is a tap interface, enslaved to a Linux bridge (Hyper-V calls it a virtual switch).
 
 use std::path::Path;
 use std::time::Duration;
 
 use uuid::Uuid;
 
+use crate::error::{Error, Result};
 use crate::process::{IP, Program};
-use crate::spec::check_switch_name;
+use crate::spec::{VmSpec, check_switch_name};
 use crate::user::User;
-use crate::{Error, Result};
 
 const DEADLINE: Duration = Duration::from_secs(10);
 
-/// That `name` is a virtual switch of this machine.
+/// Checks that `name` is a bridge of this machine.
 ///
 /// # Errors
-/// [`Error::Switch`] when there is no such interface or it is no bridge.
+/// [`Error::Switch`] when the interface is missing or is not a bridge; [`Error::Spec`] for an invalid name.
 pub fn check_switch(name: &str) -> Result<()> {
     check_switch_name(name)?;
     let interface = Path::new("/sys/class/net").join(name);
@@ -29,21 +29,48 @@ pub fn check_switch(name: &str) -> Result<()> {
     Err(Error::Switch { name: name.into(), reason: reason.into() })
 }
 
-/// The tap interface of a VM's `index`th card. The same every time, so that one which a crash left
-/// behind is found again.
+/// The name of the tap interface of a VM's `index`th network card. It is the same every time, so that a tap which a
+/// crash left behind is found again.
 pub fn tap_name(vm: Uuid, index: usize) -> String {
     let hex = vm.simple().to_string();
     format!("dd{}{index:02x}", &hex[..10])
 }
 
-/// Makes a tap for `user` and plugs it into `switch`.
-pub(crate) async fn create(name: &str, switch: &str, user: User) -> Result<()> {
+/// The taps that exist because of one running VM.
+#[derive(Default)]
+pub(crate) struct Taps(Vec<String>);
+
+impl Taps {
+    /// Creates one tap for each network card. After an error, [`Taps::remove`] those that were created before it.
+    pub(crate) async fn create(&mut self, spec: &VmSpec, user: User) -> Result<()> {
+        for (index, nic) in spec.nics.iter().enumerate() {
+            let name = tap_name(spec.id, index);
+            create(&name, &nic.switch, user).await?;
+            self.0.push(name);
+        }
+        Ok(())
+    }
+
+    /// In the order of the network cards.
+    pub(crate) fn names(&self) -> &[String] {
+        &self.0
+    }
+
+    pub(crate) async fn remove(self) {
+        for name in &self.0 {
+            remove(name).await;
+        }
+    }
+}
+
+/// Creates a tap for `user` on the bridge `switch`.
+async fn create(name: &str, switch: &str, user: User) -> Result<()> {
     check_switch(switch)?;
     if Path::new("/sys/class/net").join(name).exists() {
-        // Left by a crash. If a VM still holds it, this fails, and rightly.
+        // Left by a crash. If a VM still uses it, this fails, as it should.
         ip(&["tuntap", "del", "dev", name, "mode", "tap"]).await?;
     }
-    // Without an owner, any user of this machine could open it.
+    // Without an owner, any user of this machine could open the tap.
     let owner = user.uid().to_string();
     ip(&["tuntap", "add", "dev", name, "mode", "tap", "user", &owner]).await?;
     let plugged = ip(&["link", "set", "dev", name, "master", switch, "up"]).await;
@@ -53,8 +80,8 @@ pub(crate) async fn create(name: &str, switch: &str, user: User) -> Result<()> {
     plugged
 }
 
-/// Removes a tap; one that is gone is fine.
-pub(crate) async fn remove(name: &str) {
+/// Removes a tap, if it exists.
+async fn remove(name: &str) {
     if let Err(error) = ip(&["link", "del", "dev", name]).await {
         tracing::warn!(name, %error, "cannot remove a VM's network port");
     }
@@ -73,7 +100,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_no_switch_is_refused_with_a_reason() {
+    fn what_is_not_a_bridge_is_refused_with_a_reason() {
         let reason = |name: &str| check_switch(name).unwrap_err().to_string();
         assert!(reason("dd-none").contains("does not exist"));
         assert!(reason("lo").contains("not a bridge"));

@@ -1,8 +1,8 @@
-//! Who QEMU and swtpm run as: users of no account, two for each VM that runs.
+//! Who QEMU and swtpm run as: unallocated UIDs, two for each running VM.
 //!
-//! QEMU gets an even number and swtpm the odd one above it, so that a guest which took over its QEMU can neither
-//! read swtpm's memory nor signal it; no two VMs have a number in common. An agent that is not root cannot give
-//! its rights away: its VMs run as the agent's own user, and the proof says so.
+//! QEMU gets an even UID and swtpm the odd one above it, so that a guest which has taken over its QEMU can neither read
+//! swtpm's memory nor send it a signal; no two VMs share a UID. An agent that is not root cannot drop its rights: its
+//! VMs run as the agent's own user, and the exposure report says so.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -13,10 +13,10 @@ use std::path::Path;
 use rustix::fs::{AtFlags, CWD, FileType, Gid, Uid, chownat, fchown, statat};
 use uuid::Uuid;
 
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 
-/// First number of the range. Above what SSSD maps directory accounts to (2 000 200 000), below systemd's foreign
-/// users; systemd, Debian and subuid give none of it to anybody (UIDS-GIDS in systemd's documentation).
+/// First UID of the range. It lies above the UIDs that SSSD maps directory accounts to (2 000 200 000) and below
+/// systemd's foreign UID range; systemd, Debian and subuid allocate nothing in it (UIDS-GIDS in systemd's documentation).
 pub const FIRST: u32 = 0x7800_0000;
 /// Pairs in the range.
 const PAIRS: u32 = 1 << 24;
@@ -28,7 +28,7 @@ const KVM: &str = "/dev/kvm";
 pub(crate) enum User {
     /// The agent's own user.
     Own,
-    /// A user, and a group of the same number.
+    /// An unallocated UID, and the GID with the same number.
     Reserved(u32),
 }
 
@@ -40,8 +40,8 @@ pub(crate) struct Pair {
 }
 
 impl Pair {
-    /// Two users that no process has now; the same for the same VM as long as nobody else has them: whoever makes a
-    /// VM can choose its id, and must not get another VM's users by it.
+    /// Two UIDs that no process has now. A VM gets the same ones each time while no other process has them: whoever
+    /// creates a VM can choose its id, and must not get another VM's UIDs by that.
     pub(crate) fn of(vm: Uuid) -> Result<Self> {
         if !rustix::process::geteuid().is_root() {
             return Ok(Self { qemu: User::Own, swtpm: User::Own });
@@ -52,7 +52,7 @@ impl Pair {
     fn unused(vm: Uuid, in_use: &BTreeSet<u32>) -> Self {
         let [.., a, b, c] = *vm.as_bytes();
         let wanted = u32::from_be_bytes([0, a, b, c]);
-        // There are far fewer processes than pairs, so one is free.
+        // There are far fewer processes than pairs, so one pair is free.
         let first = (0..PAIRS)
             .map(|step| FIRST + 2 * ((wanted + step) % PAIRS))
             .find(|uid| !in_use.contains(uid) && !in_use.contains(&(uid + 1)))
@@ -62,7 +62,7 @@ impl Pair {
 }
 
 impl User {
-    /// The number, as `ip tuntap` wants it.
+    /// The UID, as `ip tuntap` takes it.
     pub(crate) fn uid(self) -> u32 {
         match self {
             Self::Own => rustix::process::geteuid().as_raw(),
@@ -80,34 +80,34 @@ impl User {
         vec![format!("--reuid={uid}"), format!("--regid={uid}"), groups]
     }
 
-    /// Makes what a descriptor refers to this user's, who may then open it by its number.
+    /// Makes this user the owner of what a descriptor refers to, so that it may open the descriptor by its number.
     pub(crate) fn own_descriptor(self, descriptor: impl AsFd) -> Result<()> {
         let Self::Reserved(uid) = self else { return Ok(()) };
         fchown(descriptor, Some(Uid::from_raw(uid)), Some(Gid::from_raw(uid)))
-            .map_err(Error::system("give a descriptor away"))
+            .map_err(Error::system("change the owner of a descriptor"))
     }
 
-    /// Makes a folder and the regular files in it this user's; the folder above stays closed. What else lies there
-    /// an earlier run may have planted, and is left alone.
-    pub(crate) fn own(self, folder: &Path) -> Result<()> {
+    /// Makes this user the owner of a directory and of the regular files in it; the parent directory stays closed. An
+    /// earlier run may have planted anything else in there: it is left alone.
+    pub(crate) fn own(self, directory: &Path) -> Result<()> {
         let Self::Reserved(uid) = self else { return Ok(()) };
         let give = |path: &Path| {
             chownat(CWD, path, Some(Uid::from_raw(uid)), Some(Gid::from_raw(uid)), AtFlags::SYMLINK_NOFOLLOW)
                 .map_err(|errno| Error::io("change the owner of", path)(errno.into()))
         };
-        for entry in fs::read_dir(folder).map_err(Error::io("list", folder))? {
-            let path = entry.map_err(Error::io("list", folder))?.path();
+        for entry in fs::read_dir(directory).map_err(Error::io("list", directory))? {
+            let path = entry.map_err(Error::io("list", directory))?.path();
             let stat = statat(CWD, &path, AtFlags::SYMLINK_NOFOLLOW)
-                .map_err(|errno| Error::io("look at", &path)(errno.into()))?;
+                .map_err(|errno| Error::io("inspect", &path)(errno.into()))?;
             if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile && stat.st_nlink == 1 {
                 give(&path)?;
             }
         }
-        give(folder)
+        give(directory)
     }
 }
 
-/// The group that /dev/kvm is open to. Root's is given to nobody.
+/// The group that may use /dev/kvm. No VM gets root's group.
 fn kvm_group() -> Option<u32> {
     let device = fs::metadata(KVM).ok()?;
     (device.mode() & 0o060 == 0o060 && device.gid() != 0).then(|| device.gid())
@@ -119,12 +119,12 @@ pub(crate) fn may_use_kvm() -> bool {
     !rustix::process::geteuid().is_root() || open_to_all || kvm_group().is_some()
 }
 
-/// Users of the range that processes have now, whoever started them.
+/// The UIDs that processes have now, whoever started them.
 fn in_use() -> Result<BTreeSet<u32>> {
     let proc = Path::new("/proc");
     let mut found = BTreeSet::new();
     for entry in fs::read_dir(proc).map_err(Error::io("list", proc))?.flatten() {
-        // A process that ended meanwhile has no user any more.
+        // A process that has ended in the meantime holds no UID.
         let Ok(status) = fs::read_to_string(entry.path().join("status")) else { continue };
         let uids = status.lines().find_map(|line| line.strip_prefix("Uid:")).unwrap_or_default();
         found.extend(uids.split_whitespace().filter_map(|uid| uid.parse::<u32>().ok()));
@@ -138,7 +138,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_user_that_a_process_has_is_passed_over() {
+    fn a_uid_that_a_process_has_is_skipped() {
         let vm = Uuid::from_u128(u128::MAX);
         let last = FIRST + 2 * (PAIRS - 1);
         let pair = |in_use: &[u32]| Pair::unused(vm, &in_use.iter().copied().collect()).qemu;
@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_planted_beside_the_state_is_nobodys_new_property() {
+    fn planted_files_keep_their_owner() {
         let dir = tempfile::tempdir().unwrap();
         let (state, secret) = (dir.path().join("state"), dir.path().join("secret"));
         fs::create_dir(&state).unwrap();

@@ -1,20 +1,21 @@
-//! What QEMU is told, for each policy and accelerator.
+//! QEMU's command line, for each policy and accelerator.
 #![allow(clippy::unwrap_used)]
 
 mod common;
 
 use common::{Sandbox, verdict};
 use machine::accel::{Accel, Verdict};
-use machine::qemu::{self, Fds, HOT_PORTS, Launch};
-use machine::{Backing, ConsoleProfile, Error, NicSpec, Policy, VmSpec, disk};
+use machine::engine::argv::{self, Fds, VmArgs};
+use machine::engine::chardevs;
+use machine::{Backing, ConsoleProfile, Error, HOT_PORTS, NicSpec, Policy, VmSpec, disk};
 
 const FDS: Fds = Fds { qmp: 3, tpm: 4, vars_key: 5, console: None, vars: 7, first_image: 8 };
 
 fn argv(spec: &VmSpec, accel: &Verdict, fds: Fds) -> machine::Result<Vec<String>> {
     let disks: Vec<_> = spec.disks.iter().map(|d| disk::check(d).unwrap()).collect();
     let taps: Vec<String> = (0..spec.nics.len()).map(|n| format!("tap{n}")).collect();
-    let launch = Launch { spec, disks: &disks, taps: &taps, accel, fds, incoming: false };
-    let args = qemu::argv(&launch)?;
+    let vm = VmArgs { spec, disks: &disks, taps: &taps, accel, fds, incoming: false };
+    let args = argv::argv(&vm)?;
     Ok(args.into_iter().map(|a| a.into_string().unwrap()).collect())
 }
 
@@ -96,10 +97,10 @@ fn sessions_need_their_profile_and_move_no_other_device() {
         let at = with.iter().position(|arg| arg.starts_with("virtio-serial-pci")).unwrap();
         assert_eq!(with[at], "virtio-serial-pci,id=sessions,bus=pcie.0,addr=0x1e");
         with.drain(at - 1..=at);
-        assert_eq!(with, before, "all else is as without");
+        assert_eq!(with, before, "everything else is the same without it");
     }
-    assert_eq!(qemu::chardevs(false, ConsoleProfile::Server2016), ["tpm0", "qmp"]);
-    assert_eq!(qemu::chardevs(false, ConsoleProfile::Server2019), ["tpm0", "qmp", "session0"]);
+    assert_eq!(chardevs(false, ConsoleProfile::Server2016), ["tpm0", "qmp"]);
+    assert_eq!(chardevs(false, ConsoleProfile::Server2019), ["tpm0", "qmp", "session0"]);
 }
 
 #[test]
@@ -144,8 +145,8 @@ fn images_are_descriptors_and_no_path_is_told() {
     assert_eq!(node("disk0")["backing"]["file"]["filename"], "/dev/fdset/3");
     assert_eq!(node("disk0")["backing"]["read-only"], true);
     assert_eq!(node("disk1")["file"]["filename"], "/dev/fdset/4");
-    let folder = sandbox.path("");
-    assert!(!args.iter().any(|arg| arg.contains(folder.to_str().unwrap())), "{args:?}");
+    let directory = sandbox.path("");
+    assert!(!args.iter().any(|arg| arg.contains(directory.to_str().unwrap())), "{args:?}");
 }
 
 #[test]

@@ -11,7 +11,8 @@ use key_protector::TransportKey;
 use machine::accel::Accel;
 use machine::record::SealedRecord;
 use machine::{
-    ConsoleProfile, DiskFormat, Error, Policy, Running, StartOptions, VmSpec, find_qemu, find_qemu_with, state,
+    ConsoleProfile, DiskFormat, Error, Policy, RecordField, RunningVm, StartOptions, VmSpec, find_qemu, find_qemu_with,
+    slot as state,
 };
 use tokio::io::AsyncReadExt;
 
@@ -37,9 +38,9 @@ impl Vm {
         Self { sandbox, spec, key, record }
     }
 
-    async fn start(&self, console: bool) -> machine::Result<Running> {
+    async fn start(&self, console: bool) -> machine::Result<RunningVm> {
         let slot = self.sandbox.path("slot");
-        Running::start(&self.spec, &slot, &self.key, &self.record, self.options(console)).await
+        RunningVm::start(&self.spec, &slot, &self.key, &self.record, self.options(console)).await
     }
 
     fn options(&self, console: bool) -> StartOptions {
@@ -82,7 +83,7 @@ async fn a_shielded_vm_runs_takes_a_disk_gives_it_back_and_ends() {
     assert!(matches!(again, Error::DiskAttachment { .. }));
     running.detach_disk("garage").await.unwrap();
     assert!(!running.has_disk("garage"));
-    // the image is closed: another QEMU may open it
+    // The image is closed: another QEMU may open it.
     common::qemu_img(&["check", "-q", disk.path.to_str().unwrap()]);
     running.attach_disk(&disk).await.unwrap();
     running.detach_disk("garage").await.unwrap();
@@ -96,7 +97,8 @@ async fn a_shielded_vm_runs_takes_a_disk_gives_it_back_and_ends() {
     vm.nothing_runs();
 }
 
-/// Neither the transport key nor a key made from it is among arguments or environment, and the process can do little.
+/// Neither the transport key nor a key derived from it is in the arguments or the environment, and the process has no
+/// rights.
 fn no_secret_in(vm: &Vm, process: &Path) {
     for file in ["cmdline", "environ"] {
         let bytes = std::fs::read(process.join(file)).unwrap();
@@ -116,7 +118,7 @@ fn no_secret_in(vm: &Vm, process: &Path) {
         assert_eq!(field(set), "0000000000000000", "{set}");
     }
     assert_eq!(field("NoNewPrivs:"), "1");
-    assert_eq!(field("Seccomp:"), "2", "a filter is in force");
+    assert_eq!(field("Seccomp:"), "2", "a filter is active");
     let limits = std::fs::read_to_string(process.join("limits")).unwrap();
     let core = limits.lines().find(|l| l.contains("core file")).unwrap();
     assert_eq!(core.split_whitespace().nth(4), Some("1"), "{core}");
@@ -152,11 +154,11 @@ async fn sessions_come_and_go_one_at_a_time() {
     let vm = Vm::with(Policy::Shielded, ConsoleProfile::Server2019).await;
     let running = vm.start(false).await.unwrap();
     let exposed = async || {
-        let proof = running.proof().await.unwrap();
-        assert!(proof.holds.iter().all(|s| s.holds || !s.required), "{:?}", proof.holds);
-        let mut channels: Vec<_> = proof.chardevs.into_iter().map(|c| c.label).collect();
+        let report = running.exposure().await.unwrap();
+        assert!(report.holds.iter().all(|s| s.holds || !s.required), "{:?}", report.holds);
+        let mut channels: Vec<_> = report.chardevs.into_iter().map(|c| c.label).collect();
         channels.sort();
-        let ports: Vec<_> = proof.devices.into_iter().filter(|d| d.driver == "virtserialport").map(|d| d.id).collect();
+        let ports: Vec<_> = report.devices.into_iter().filter(|d| d.driver == "virtserialport").map(|d| d.id).collect();
         (channels.join(" "), ports.join(" "))
     };
     assert_eq!(exposed().await, ("qmp tpm0".into(), String::new()));
@@ -169,7 +171,7 @@ async fn sessions_come_and_go_one_at_a_time() {
     assert_eq!(second.stream.read(&mut [0]).await.unwrap(), 0);
     assert_eq!(exposed().await, ("qmp tpm0".into(), String::new()));
     running.close_session().await.unwrap();
-    // More than there are numbers; the host's end is gone before the next one comes.
+    // More than there are port numbers; the host's end is closed before the next session.
     for n in 0..32 {
         drop(running.open_session().await.unwrap());
         assert_eq!(exposed().await.1, format!("session-port{}", (n + 2) % 30 + 1));
@@ -180,7 +182,7 @@ async fn sessions_come_and_go_one_at_a_time() {
     let vm = Vm::new(Policy::Shielded).await;
     let running = vm.start(false).await.unwrap();
     assert!(matches!(running.open_session().await, Err(Error::Policy { .. })));
-    assert!(!running.proof().await.unwrap().devices.iter().any(|d| d.driver.contains("serial")));
+    assert!(!running.exposure().await.unwrap().devices.iter().any(|d| d.driver.contains("serial")));
     running.kill().await;
 }
 
@@ -208,24 +210,24 @@ async fn an_orphan_is_found_and_ended() {
     machine::end_orphan(pid).await.unwrap();
 }
 
-/// Started without its guest it is confined as any other; while another host's QEMU writes its disks it exposes them, and
-/// does not go on.
+/// Started without its guest, a VM is confined like any other; while another host's QEMU writes its disks it exposes them,
+/// and does not resume.
 #[tokio::test]
 async fn a_vm_that_comes_does_not_go_on_while_its_disks_are_served() {
     let vm = Vm::new(Policy::Shielded).await;
     let slot = vm.sandbox.path("incoming");
     state::prepare(&slot, &vm.key, &vm.record, &"c".repeat(64), &vm.spec.firmware).await.unwrap();
-    let running = Running::incoming(&vm.spec, &slot, &vm.key, &vm.record, vm.options(false)).await.unwrap();
+    let running = RunningVm::start_incoming(&vm.spec, &slot, &vm.key, &vm.record, vm.options(false)).await.unwrap();
     let broken = async || {
-        let holds = running.proof().await.unwrap().holds;
+        let holds = running.exposure().await.unwrap().holds;
         holds.iter().filter(|s| s.required && !s.holds).map(ToString::to_string).collect::<Vec<_>>().join("; ")
     };
     assert_eq!(broken().await, "");
-    let folder = tempfile::tempdir().unwrap();
-    running.receive_disks(&folder.path().join("nbd")).await.unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    running.receive_disks(&directory.path().join("nbd")).await.unwrap();
     let told = broken().await;
     assert!(told.contains("no listening socket") && told.contains("no disk served to others"), "{told}");
-    let error = running.go_on().await.unwrap_err();
+    let error = running.resume().await.unwrap_err();
     assert!(matches!(error, Error::Exposed { .. }), "{error}");
     running.stop_serving().await;
     assert_eq!(broken().await, "");
@@ -242,18 +244,18 @@ async fn what_was_not_sealed_does_not_start() {
     let mut vm = Vm::new(Policy::Shielded).await;
     vm.spec.policy = Policy::EncryptionSupported;
     let error = vm.start(true).await.err().unwrap();
-    assert!(matches!(error, Error::RecordMismatch { field: "policy", .. }));
+    assert!(matches!(error, Error::RecordMismatch { field: RecordField::Policy, .. }));
     vm.spec.policy = Policy::Shielded;
     vm.spec.console_profile = ConsoleProfile::Server2019;
     let error = vm.start(false).await.err().unwrap();
-    assert!(matches!(error, Error::RecordMismatch { field: "console_profile", .. }));
+    assert!(matches!(error, Error::RecordMismatch { field: RecordField::ConsoleProfile, .. }));
     vm.spec.console_profile = ConsoleProfile::Server2016;
     let error = vm.start(true).await.err().unwrap();
     assert!(matches!(error, Error::Policy { .. }));
     let disk = vm.spec.disks[0].clone();
     vm.spec.disks[0] = vm.sandbox.disk("other");
     let error = vm.start(false).await.err().unwrap();
-    assert!(matches!(error, Error::RecordMismatch { field: "disks", .. }));
+    assert!(matches!(error, Error::RecordMismatch { field: RecordField::Disks, .. }));
     vm.spec.disks[0] = disk;
 
     vm.key = TransportKey::generate();

@@ -1,4 +1,4 @@
-//! Our LUKS containers and QEMU's are the same thing: each opens what the other made.
+//! Our LUKS containers and QEMU's are interchangeable: each program opens what the other made.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use common::{Sandbox, contains, qemu_img};
-use machine::luks::{self, Fault, SECTOR};
+use machine::LuksFault;
+use machine::luks::{self, SECTOR};
 use proptest::prelude::*;
 
 const PASSPHRASE: &str = "8c0b2f9f82a0f0bb7d2af0ae01c13b6e93b1314988d15681356cdec086b4a818";
@@ -81,7 +82,7 @@ fn we_open_what_qemu_made_and_make_its_header() {
     let contents = contents(1056);
     let mut qemus = std::fs::read(made_by_qemu(&sandbox, &contents)).unwrap();
     assert_eq!(*luks::open(&qemus, PASSPHRASE.as_bytes()).unwrap(), contents);
-    assert_eq!(luks::open(&qemus, OTHER.as_bytes()), Err(Fault::Key));
+    assert_eq!(luks::open(&qemus, OTHER.as_bytes()), Err(LuksFault::Key));
 
     // Byte for byte, but for digests, salts, iterations and the UUID.
     let mut ours = luks::seal(&contents, PASSPHRASE.as_bytes()).unwrap();
@@ -118,12 +119,12 @@ fn damage_is_told() {
     assert_eq!(open(&|_| ()), Ok(()));
     // The key slot and the digest of what it holds.
     for at in [112, 132, 216, 4096, 200_000, 260_095] {
-        assert_eq!(open(&|container| container[at] ^= 1), Err(Fault::Key), "byte {at}");
+        assert_eq!(open(&|container| container[at] ^= 1), Err(LuksFault::Key), "byte {at}");
     }
     // Other magic, version, cipher, mode and hash.
     for at in [0, 7, 8, 11, 40, 71, 72, 77] {
         let refused = open(&|container| container[at] ^= 1);
-        assert_eq!(matches!(refused, Err(Fault::Format(_))), at != 71, "byte {at}: {refused:?}");
+        assert_eq!(matches!(refused, Err(LuksFault::Format(_))), at != 71, "byte {at}: {refused:?}");
     }
     let set = |at: usize, number: u32| {
         open(&move |container: &mut Vec<u8>| container[at..at + 4].copy_from_slice(&number.to_be_bytes()))
@@ -134,14 +135,14 @@ fn damage_is_told() {
             .into_iter()
             .chain([(248, 0), (248, u32::MAX), (252, 0), (252, 4001)])
     {
-        assert!(matches!(set(at, number), Err(Fault::Format(_))), "{number} at {at}");
+        assert!(matches!(set(at, number), Err(LuksFault::Format(_))), "{number} at {at}");
     }
     for length in [0, 6, 207, 591, 592, 260_095, luks::HOLE.end - 1, sound.len() - 1] {
-        assert!(matches!(open(&|container| container.truncate(length)), Err(Fault::Format(_))), "{length} bytes");
+        assert!(matches!(open(&|container| container.truncate(length)), Err(LuksFault::Format(_))), "{length} bytes");
     }
-    assert!(matches!(open(&|container| container.resize(luks::MAX_LEN + SECTOR, 0)), Err(Fault::Format(_))));
-    assert!(matches!(luks::seal(&[0; SECTOR + 1], b""), Err(Fault::Format(_))));
-    assert!(matches!(luks::seal(&vec![0; luks::MAX_LEN], b""), Err(Fault::Format(_))));
+    assert!(matches!(open(&|container| container.resize(luks::MAX_LEN + SECTOR, 0)), Err(LuksFault::Format(_))));
+    assert!(matches!(luks::seal(&[0; SECTOR + 1], b""), Err(LuksFault::Format(_))));
+    assert!(matches!(luks::seal(&vec![0; luks::MAX_LEN], b""), Err(LuksFault::Format(_))));
 }
 
 proptest! {

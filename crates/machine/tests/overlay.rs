@@ -1,4 +1,4 @@
-//! A VM on an overlay, merged while it runs into what lies under it.
+//! A VM on an overlay that is merged, while the VM runs, into the image under it.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -7,7 +7,8 @@ use common::{Sandbox, verdict};
 use key_protector::TransportKey;
 use machine::accel::Accel;
 use machine::record::SealedRecord;
-use machine::{Backing, DiskFormat, Error, Policy, Running, StartOptions, state};
+use machine::slot as state;
+use machine::{Backing, DiskFormat, Error, Policy, RunningVm, StartOptions};
 
 fn write(image: &str, format: &str, pattern: &str, at: &str, length: &str) {
     let command = format!("write -P {pattern} {at} {length}");
@@ -47,12 +48,12 @@ async fn an_overlay_is_merged_into_every_format_while_the_vm_runs() {
             console: false,
             hidden: Vec::new(),
         };
-        let running = Running::start(&spec, &slot, &key, &record, options()).await.unwrap();
+        let running = RunningVm::start(&spec, &slot, &key, &record, options()).await.unwrap();
         assert_eq!(std::fs::read(&base).unwrap(), before, "{driver}: a start writes into the image below");
 
         let unknown = running.merge_overlay("other", |_, _| (), || Ok::<(), Error>(())).await.unwrap_err();
         assert!(matches!(unknown, Error::DiskAttachment { .. }));
-        // What cannot be written down leaves the guest paused, and goes on from there.
+        // A merge that cannot be recorded leaves the guest paused, and the next call continues from there.
         let unwritten = running
             .merge_overlay("root", |_, _| (), || Err(Error::BlockJob { reason: "the disk is full".into() }))
             .await
@@ -72,7 +73,7 @@ async fn an_overlay_is_merged_into_every_format_while_the_vm_runs() {
             .await
             .unwrap();
         assert!(settled && running.is_alive() && !running.is_unsettled("root"));
-        // The overlay is closed and can go; the VM goes on without it.
+        // The overlay is closed and can be removed; the VM runs without it.
         common::qemu_img(&["check", "-q", &overlay]);
         std::fs::remove_file(&overlay).unwrap();
         running.kill().await;
@@ -84,7 +85,7 @@ async fn an_overlay_is_merged_into_every_format_while_the_vm_runs() {
         spec.disks[0].path = base;
         spec.disks[0].format = format;
         spec.disks[0].backing = None;
-        let running = Running::start(&spec, &slot, &key, &record, options()).await.unwrap();
+        let running = RunningVm::start(&spec, &slot, &key, &record, options()).await.unwrap();
         let none = running.merge_overlay("root", |_, _| (), || Ok::<(), Error>(())).await.unwrap_err();
         assert!(matches!(none, Error::Qmp { .. }), "{none}");
         running.kill().await;
@@ -97,8 +98,8 @@ async fn an_overlay_that_does_not_fit_is_kept_and_the_vm_goes_on() {
     let mut spec = sandbox.spec(Policy::Shielded);
     let overlay = spec.disks[0].path.to_str().unwrap().to_owned();
     write(&overlay, "qcow2", "2", "0", "4M");
-    let folder = common::SmallFolder::new(&sandbox.path("small"), 1);
-    let base = folder.path().join("base.qcow2");
+    let small = common::SmallFileSystem::new(&sandbox.path("small"), 1);
+    let base = small.path().join("base.qcow2");
     common::qemu_img(&["create", "-q", "-f", "qcow2", base.to_str().unwrap(), "64M"]);
     spec.disks[0].backing = Some(Backing { path: base, format: DiskFormat::Qcow2 });
     let (key, slot) = (TransportKey::generate(), sandbox.path("slot"));
@@ -106,7 +107,7 @@ async fn an_overlay_that_does_not_fit_is_kept_and_the_vm_goes_on() {
     state::create(&slot, &key, &record, &"c".repeat(64), &spec.firmware).await.unwrap();
     let options =
         StartOptions { accel: verdict(Accel::Tcg), log_dir: sandbox.path("log"), console: false, hidden: Vec::new() };
-    let running = Running::start(&spec, &slot, &key, &record, options).await.unwrap();
+    let running = RunningVm::start(&spec, &slot, &key, &record, options).await.unwrap();
     let full = running
         .merge_overlay("root", |_, _| (), || -> Result<(), Error> { panic!("settled, although nothing was merged") })
         .await
@@ -118,7 +119,7 @@ async fn an_overlay_that_does_not_fit_is_kept_and_the_vm_goes_on() {
     assert!(holds(&overlay, "qcow2", "2", "0", "4M"), "the overlay lost something");
 }
 
-/// A garage gets an overlay on another VM's disk: its QEMU can write to the overlay only, whatever it is asked.
+/// A garage gets an overlay on another VM's disk: whatever its QEMU is told, it can write only to the overlay.
 #[tokio::test]
 async fn under_an_attached_overlay_nothing_can_be_written() {
     let sandbox = Sandbox::new();
@@ -130,16 +131,16 @@ async fn under_an_attached_overlay_nothing_can_be_written() {
     state::create(&slot, &key, &record, &"c".repeat(64), &spec.firmware).await.unwrap();
     let log_dir = sandbox.path("log");
     let options = StartOptions { accel: verdict(Accel::Tcg), log_dir, console: false, hidden: Vec::new() };
-    let running = Running::start(&spec, &slot, &key, &record, options).await.unwrap();
+    let running = RunningVm::start(&spec, &slot, &key, &record, options).await.unwrap();
     running.attach_disk(&overlay).await.unwrap();
-    let proof = running.proof().await.unwrap();
+    let report = running.exposure().await.unwrap();
     let writable = |path: &std::path::Path| {
         let target = path.display().to_string();
-        proof.qemu.descriptors.iter().filter(|d| d.target == target).map(|d| d.writable).collect::<Vec<_>>()
+        report.qemu.descriptors.iter().filter(|d| d.target == target).map(|d| d.writable).collect::<Vec<_>>()
     };
     assert_eq!(writable(&original.path), [false]);
     assert_eq!(writable(&overlay.path), [true]);
-    assert!(proof.holds.iter().all(|statement| statement.holds), "{:?}", proof.holds);
+    assert!(report.holds.iter().all(|statement| statement.holds), "{:?}", report.holds);
     let merged = running.merge_overlay("overlay", |_, _| (), || Ok::<(), Error>(())).await.unwrap_err();
     assert!(matches!(merged, Error::DiskAttachment { .. }), "{merged}");
     running.detach_disk("overlay").await.unwrap();

@@ -66,7 +66,7 @@ fn another_key_vm_or_key_protector_does_not_open_it() {
     ] {
         assert!(matches!(result, Err(Error::RecordSealed)));
     }
-    // the id in the header changed along with the id asked for
+    // The id in the header is changed along with the requested one.
     let mut renamed = sealed;
     renamed[8..24].copy_from_slice(other_vm.as_bytes());
     assert!(matches!(SealedRecord::open(&renamed, &key(), other_vm, &digest()), Err(Error::RecordSealed)));

@@ -1,4 +1,4 @@
-//! A slot's state moves to a new key whole, and the old key opens nothing of the new slot.
+//! A slot's state moves to a new key as a whole, and the old key opens nothing in the new slot.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -13,7 +13,8 @@ use std::time::{Duration, Instant};
 use common::{Sandbox, all_bytes, contains};
 use key_protector::TransportKey;
 use machine::record::SealedRecord;
-use machine::{Error, Policy, state};
+use machine::slot as state;
+use machine::{ConsoleProfile, Error, LuksFault, NicSpec, OpenSlot, Policy, RecordField};
 
 const MARKER: &[u8; 32] = b"DRYDOCK-PLAINTEXT-MARKER-IN-NVRA";
 
@@ -59,7 +60,7 @@ async fn the_vtpm_survives_a_new_key_and_the_old_key_does_not_open_it() {
     drop(tpm);
     assert!(Tpm::start(&sandbox, &resealed, &old).is_none());
     assert!(Tpm::start(&sandbox, &vtpm, &new).is_none());
-    // the slot left behind is untouched, so that a crash in between loses nothing
+    // The old slot is untouched, so that a crash in between loses nothing.
     assert_eq!(Tpm::start(&sandbox, &vtpm, &old).unwrap().read(), MARKER);
     for slot in ["1", "2"] {
         assert!(!contains(&all_bytes(&sandbox.path(slot)), MARKER));
@@ -122,7 +123,7 @@ async fn the_policy_in_force_is_in_the_vtpm() {
     assert_eq!(tpm.read_index(POLICY_INDEX), register("shielded"));
 }
 
-/// What docs/formats.md says of the register.
+/// What docs/formats.md says of the policy NV index.
 fn register(policy: &str) -> Vec<u8> {
     let sha256 = |bytes: &[u8]| aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes);
     let event = sha256(format!("drydock policy: {policy}").as_bytes());
@@ -169,10 +170,10 @@ async fn a_wrong_key_or_a_missing_vtpm_stops_a_reseal() {
     let (old, new) = (TransportKey::generate(), TransportKey::generate());
     let record = create(&sandbox, "1", &old).await;
     let error = reseal(&sandbox, &record, &new, &old).await.unwrap_err();
-    assert_eq!(error.kind(), "vars-sealed", "{error}");
+    assert!(matches!(error, Error::Vars { fault: LuksFault::Key, .. }), "{error}");
     assert!(!sandbox.path("2").join("record.sealed").exists());
 
-    // what a failed attempt left is in the way, and said to be
+    // The remains of a failed attempt are in the way, and reported.
     let error = reseal(&sandbox, &record, &old, &new).await.unwrap_err();
     assert!(matches!(error, Error::Io { .. }));
 
@@ -191,6 +192,53 @@ async fn a_slot_whose_path_has_commas_works() {
     let (one, two) = (sandbox.path("a,b=c,,d"), sandbox.path("e,f"));
     state::create(&one, &old, &record, &digest("a"), &spec.firmware).await.unwrap();
     state::reseal(&one, &old, &two, &new, &record, &digest("b")).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_open_slot_is_checked_and_resealed() {
+    let sandbox = Sandbox::new();
+    let spec = sandbox.spec(Policy::Shielded);
+    let (old, new) = (TransportKey::generate(), TransportKey::generate());
+    let record = create(&sandbox, "1", &old).await;
+    let (one, two) = (sandbox.path("1"), sandbox.path("2"));
+    for (key, protector) in [(&new, digest("a")), (&old, digest("b"))] {
+        assert!(matches!(OpenSlot::open(&one, key, spec.id, &protector), Err(Error::RecordSealed)));
+    }
+    let open = OpenSlot::open(&one, &old, spec.id, &digest("a")).unwrap();
+    assert_eq!(open.record(), &record);
+    assert_eq!(open.check(&spec, 1), Ok(()));
+
+    let changed = |change: &dyn Fn(&mut machine::VmSpec)| {
+        let mut spec = spec.clone();
+        change(&mut spec);
+        open.check(&spec, 1)
+    };
+    let nic = NicSpec { switch: "br0".into(), mac: "52:54:00:00:00:01".into() };
+    let more = spec.disks[0].clone();
+    assert_eq!(open.check(&spec, 2), Err(RecordField::Generation));
+    assert_eq!(changed(&|spec| spec.id = uuid::Uuid::nil()), Err(RecordField::VmId));
+    assert_eq!(changed(&|spec| spec.policy = Policy::EncryptionSupported), Err(RecordField::Policy));
+    let sessions = changed(&|spec| spec.console_profile = ConsoleProfile::Server2019);
+    assert_eq!(sessions, Err(RecordField::ConsoleProfile));
+    assert_eq!(changed(&|spec| spec.nics.push(nic.clone())), Err(RecordField::Nics));
+    assert_eq!(changed(&|spec| spec.disks[0].size += 512), Err(RecordField::Disks));
+    assert_eq!(changed(&|spec| spec.disks[0].serial = "other".into()), Err(RecordField::Disks));
+    assert_eq!(changed(&|spec| spec.disks.push(more.clone())), Err(RecordField::Disks));
+    assert_eq!(changed(&|spec| spec.memory_mib += 64), Ok(()));
+
+    let next = open.record().successor().unwrap();
+    assert_eq!(next, SealedRecord { generation: 2, ..record });
+    assert_eq!(SealedRecord { generation: u64::MAX, ..next.clone() }.successor(), None);
+    let foreign = SealedRecord { vm_id: uuid::Uuid::nil(), ..next.clone() };
+    let refused = open.reseal_into(&two, &new, foreign, &digest("b")).await.err().unwrap();
+    assert!(matches!(refused, Error::RecordMismatch { field: RecordField::VmId, .. }), "{refused}");
+    assert!(!two.exists());
+    let resealed = open.reseal_into(&two, &new, next.clone(), &digest("b")).await.unwrap();
+    assert_eq!(resealed.check(&spec, 2), Ok(()));
+    assert_eq!(OpenSlot::open(&two, &new, spec.id, &digest("b")).unwrap().record(), &next);
+    assert!(OpenSlot::open(&two, &old, spec.id, &digest("b")).is_err());
+    // The opened slot is as it was.
+    OpenSlot::open(&one, &old, spec.id, &digest("a")).unwrap();
 }
 
 /// The UEFI variables in plain text, by an independent qemu-img call.

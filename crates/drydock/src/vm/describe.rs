@@ -1,7 +1,7 @@
 //! What the agent answers about VMs, as text.
 
 use host::api::{PowerState, VmStatus};
-use machine::proof::Proof;
+use machine::exposure::ExposureReport;
 
 use crate::fingerprint;
 
@@ -71,7 +71,7 @@ pub(super) fn vm(vm: &VmStatus) -> String {
 }
 
 /// The exposure report of a running VM.
-pub(super) fn exposure(name: &str, report: &Proof) -> String {
+pub(super) fn exposure(name: &str, report: &ExposureReport) -> String {
     let mut text = format!(
         "exposure report of {name}: {}, QEMU {} under {}\n",
         report.policy, report.qemu_version, report.accelerator

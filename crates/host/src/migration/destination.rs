@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use key_protector::{DerivedKey, Rolled};
 use machine::record::SealedRecord;
-use machine::{Policy, Running, StartOptions, VmSpec};
+use machine::{Policy, RunningVm, StartOptions, VmSpec};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
@@ -271,7 +271,7 @@ impl Arriving {
     }
 
     /// Makes the disks and the slot, still empty, and starts QEMU on them.
-    async fn prepare(&mut self) -> Result<Running> {
+    async fn prepare(&mut self) -> Result<RunningVm> {
         let dir = self.vm.dir();
         let name = dir.name();
         dir.remove()?;
@@ -282,11 +282,11 @@ impl Arriving {
         let slot = dir.fresh_slot(self.next()?)?;
         self.record.generation = self.next()?;
         let digest = self.rolled.egress_protector.digest();
-        machine::state::prepare(&slot, &self.rolled.egress, &self.record, &digest, &self.spec.firmware)
+        machine::slot::prepare(&slot, &self.rolled.egress, &self.record, &digest, &self.spec.firmware)
             .await
             .context(Kind::Internal, || format!("cannot make a slot for {name}"))?;
         dir.write_protector(self.record.generation, &self.rolled.egress_protector)?;
-        Running::incoming(&self.spec, &slot, &self.rolled.egress, &self.record, self.options.clone())
+        RunningVm::start_incoming(&self.spec, &slot, &self.rolled.egress, &self.record, self.options.clone())
             .await
             .map_err(|error| not_started(name, &error))
     }
@@ -297,7 +297,7 @@ impl Arriving {
 
     async fn complete(
         &self,
-        running: &Running,
+        running: &RunningVm,
         control: &mut Channel,
         joined: mpsc::Receiver<(Purpose, Channel)>,
     ) -> Result<()> {
@@ -321,9 +321,9 @@ impl Arriving {
             Message::Run => {}
             other => return Err(unexpected(&other)),
         }
-        running.go_on().await.map_err(|error| not_started(dir.name(), &error))?;
+        running.resume().await.map_err(|error| not_started(dir.name(), &error))?;
         let slot = dir.slot(self.record.generation);
-        machine::state::settle(&slot).context(Kind::Internal, || format!("{} is not complete", slot.display()))?;
+        machine::slot::settle(&slot).context(Kind::Internal, || format!("{} is not complete", slot.display()))?;
         dir.switch_spec()?;
         dir.end_arrival()
     }
@@ -340,7 +340,7 @@ impl Arriving {
 }
 
 /// Runs until QEMU has the guest's memory, which comes last.
-async fn receive(running: &Running, nbd: &Path, mut joined: mpsc::Receiver<(Purpose, Channel)>) -> Result<()> {
+async fn receive(running: &RunningVm, nbd: &Path, mut joined: mpsc::Receiver<(Purpose, Channel)>) -> Result<()> {
     let mut relays = JoinSet::new();
     let failed = || "cannot connect a migration to QEMU".to_owned();
     loop {
@@ -392,7 +392,7 @@ async fn clear(dir: &VmDir) -> Result<()> {
     }
     if let Some(arrival) = arrival
         && let Some(pid) =
-            machine::find_qemu_with(arrival.vm_id, &dir.slot(arrival.generation).join(machine::state::VARS))
+            machine::find_qemu_with(arrival.vm_id, &dir.slot(arrival.generation).join(machine::slot::VARS))
     {
         machine::end_orphan(pid)
             .await

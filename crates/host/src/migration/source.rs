@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use base64::prelude::{BASE64_STANDARD, Engine as _};
 use key_protector::DerivedKey;
-use machine::Running;
+use machine::RunningVm;
 use tokio::net::UnixStream;
 use tokio::task::JoinSet;
 use uuid::Uuid;
@@ -111,7 +111,7 @@ pub(crate) async fn take_back(vm: &mut VmLock) -> Result<()> {
 fn make_offer(vm: &mut VmLock, migration: Uuid) -> Result<Offer> {
     let generation = vm.dir().current()?;
     let protector = vm.dir().protector(generation)?;
-    let path = vm.dir().slot(generation).join(machine::state::RECORD);
+    let path = vm.dir().slot(generation).join(machine::slot::RECORD);
     let record = durable::read_bounded(&path, machine::record::MAX_LEN as u64)
         .context(Kind::BadInput, || format!("cannot read {}", path.display()))?;
     let name = vm.dir().name().to_owned();
@@ -182,7 +182,7 @@ struct Transfer<'a> {
     to: &'a str,
     migration: Uuid,
     key: &'a DerivedKey,
-    running: &'a Running,
+    running: &'a RunningVm,
 }
 
 impl Transfer<'_> {
@@ -308,7 +308,7 @@ impl Transfer<'_> {
 }
 
 impl Live {
-    fn running(&self) -> &Running {
+    fn running(&self) -> &RunningVm {
         &self.running
     }
 }

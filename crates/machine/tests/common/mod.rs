@@ -1,4 +1,4 @@
-//! What the tests share: a directory, a VM with an empty disk, and raw TPM commands.
+//! What the tests share: a directory, and a VM with an empty disk.
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used, reason = "each test binary uses a part")]
 
 use std::path::{Path, PathBuf};
@@ -75,11 +75,11 @@ pub fn contains(haystack: &[u8], needle: &[u8]) -> bool {
     haystack.windows(needle.len()).any(|w| w == needle)
 }
 
-/// A folder on a file system of its own, which is full after some MiB.
-pub struct SmallFolder(PathBuf);
+/// A directory on a file system of its own, which is full after some MiB.
+pub struct SmallFileSystem(PathBuf);
 
-impl SmallFolder {
-    /// Needs root, as everything that makes taps does.
+impl SmallFileSystem {
+    /// Needs root, like every test that creates taps.
     pub fn new(path: &Path, mib: u64) -> Self {
         std::fs::create_dir(path).unwrap();
         let options = format!("size={mib}m,mode=700");
@@ -93,7 +93,7 @@ impl SmallFolder {
     }
 }
 
-impl Drop for SmallFolder {
+impl Drop for SmallFileSystem {
     fn drop(&mut self) {
         let _ = Command::new("umount").arg("-l").arg(&self.0).status();
     }

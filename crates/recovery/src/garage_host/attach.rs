@@ -64,7 +64,7 @@ pub(crate) async fn run(
         .context(Kind::BadInput, || format!("{} cannot be attached", file.display()))
         .or_next(|| "give the file another name".into())?;
     let others = vmre.dir().attached()?.iter().filter(|other| other.serial != disk.serial).count();
-    if others >= machine::qemu::HOT_PORTS {
+    if others >= machine::HOT_PORTS {
         return Err(Error::new(Kind::NoSpace, format!("{garage} has no free port: {others} disks are attached"))
             .remedy("end another recovery in it first, or use another garage"));
     }

@@ -168,7 +168,7 @@ pub(super) fn check_space(damaged: &VmSpec, mode: Mode, directory: &Path) -> Res
 
 /// In overlay mode each disk needs a port of the garage, and so does the RG disk.
 fn check_ports(damaged: &VmSpec, attached: usize, garage: &str) -> Result<()> {
-    let (needed, free) = (damaged.disks.len() + 1, machine::qemu::HOT_PORTS.saturating_sub(attached));
+    let (needed, free) = (damaged.disks.len() + 1, machine::HOT_PORTS.saturating_sub(attached));
     if needed > free {
         return Err(Error::new(
             Kind::NoSpace,
@@ -219,7 +219,7 @@ mod tests {
     fn what_cannot_travel_as_overlays_is_refused() {
         let damaged = vm(Vec::new());
         check_ports(&damaged, 1, "vmre").unwrap();
-        assert_eq!(check_ports(&damaged, machine::qemu::HOT_PORTS, "vmre").unwrap_err().kind, Kind::NoSpace);
+        assert_eq!(check_ports(&damaged, machine::HOT_PORTS, "vmre").unwrap_err().kind, Kind::NoSpace);
 
         let odd = vm(vec![DiskSpec {
             path: "/odd".into(),

@@ -1,0 +1,83 @@
+//! The commands that can be sent. The connection is the only monitor a VM has, so this list is all that anyone can ask of
+//! its QEMU.
+
+/// What can be asked of a VM's QEMU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Command {
+    Capabilities,
+    QueryStatus,
+    QueryKvm,
+    QueryVersion,
+    QueryNamedBlockNodes,
+    QueryBlockExports,
+    QomList,
+    QueryChardev,
+    SystemPowerdown,
+    AddFd,
+    RemoveFd,
+    GetFd,
+    BlockdevAdd,
+    BlockdevDel,
+    DeviceAdd,
+    DeviceDel,
+    ChardevAdd,
+    ChardevRemove,
+    NbdServerStart,
+    NbdServerStop,
+    BlockExportAdd,
+    BlockCommit,
+    BlockJobComplete,
+    QueryBlockJobs,
+    Stop,
+    Cont,
+    BlockdevMirror,
+    BlockJobCancel,
+    MigrateSetCapabilities,
+    Migrate,
+    MigrateIncoming,
+    MigrateContinue,
+    MigrateCancel,
+    QueryMigrate,
+}
+
+impl Command {
+    /// Its name in QMP.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Capabilities => "qmp_capabilities",
+            Self::QueryKvm => "query-kvm",
+            Self::QueryVersion => "query-version",
+            Self::QueryNamedBlockNodes => "query-named-block-nodes",
+            Self::QueryBlockExports => "query-block-exports",
+            Self::QomList => "qom-list",
+            Self::QueryStatus => "query-status",
+            Self::QueryChardev => "query-chardev",
+            Self::SystemPowerdown => "system_powerdown",
+            Self::AddFd => "add-fd",
+            Self::RemoveFd => "remove-fd",
+            Self::GetFd => "getfd",
+            Self::BlockdevAdd => "blockdev-add",
+            Self::BlockdevDel => "blockdev-del",
+            Self::DeviceAdd => "device_add",
+            Self::DeviceDel => "device_del",
+            Self::ChardevAdd => "chardev-add",
+            Self::ChardevRemove => "chardev-remove",
+            Self::NbdServerStart => "nbd-server-start",
+            Self::NbdServerStop => "nbd-server-stop",
+            Self::BlockExportAdd => "block-export-add",
+            Self::BlockCommit => "block-commit",
+            Self::BlockJobComplete => "block-job-complete",
+            Self::QueryBlockJobs => "query-block-jobs",
+            Self::Stop => "stop",
+            Self::Cont => "cont",
+            Self::BlockdevMirror => "blockdev-mirror",
+            Self::BlockJobCancel => "block-job-cancel",
+            Self::MigrateSetCapabilities => "migrate-set-capabilities",
+            Self::Migrate => "migrate",
+            Self::MigrateIncoming => "migrate-incoming",
+            Self::MigrateContinue => "migrate-continue",
+            Self::MigrateCancel => "migrate_cancel",
+            Self::QueryMigrate => "query-migrate",
+        }
+    }
+}
