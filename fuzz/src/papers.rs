@@ -4,9 +4,8 @@ use hgs::Permit;
 use key_protector::signed;
 use recovery::documents::{
     self, KnownGarage, Receipt, ReceiptDisk, RecoveryGrant, RecoveryRequest, read_grant, read_receipt, read_request,
-    write_request_file,
+    signed_bytes, write_request_file,
 };
-use recovery::garage_key::signed_bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use time::Duration;
@@ -91,8 +90,8 @@ fn grant(world: &World, bytes: &[u8]) -> bool {
     let document = signed::sign("drydock/recovery-grant", bytes, &world.owner).unwrap();
     // A grant is no receipt, whoever signed it.
     assert!(read_receipt("a file", &document).is_err());
-    let Ok((grant, signer)) = read_grant("a file", &document) else { return false };
-    assert!(&signer == world.owner.public().signing());
+    let Ok((grant, signed)) = read_grant("a file", &document) else { return false };
+    assert!(&signed.signer == world.owner.public().signing());
     same_again(&grant);
     true
 }
@@ -113,8 +112,8 @@ fn receipts(world: &World) -> Vec<Vec<u8>> {
 
 fn receipt(world: &World, bytes: &[u8]) -> bool {
     let document = signed::sign("drydock/hand-back-receipt", bytes, &world.recovery).unwrap();
-    let Ok((receipt, signer)) = read_receipt("a file", &document) else { return false };
-    assert!(&signer == world.recovery.public().signing());
+    let Ok((receipt, signed)) = read_receipt("a file", &document) else { return false };
+    assert!(&signed.signer == world.recovery.public().signing());
     same_again(&receipt);
     true
 }

@@ -5,8 +5,7 @@ use std::fs;
 use anyhow::Result;
 use attestation::{HostPublicKey, P256Key};
 use key_protector::{Guardian, Protector};
-use recovery::documents::{RecoveryRequest, write_request, write_request_file};
-use recovery::garage_key;
+use recovery::documents::{RecoveryRequest, signed_bytes, write_request, write_request_file};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
@@ -35,7 +34,7 @@ impl Asker {
     }
 
     pub fn sign(&self, document: &[u8]) -> Result<Vec<u8>> {
-        Ok(self.0.sign(&garage_key::signed_bytes(document))?)
+        Ok(self.0.sign(&signed_bytes(document))?)
     }
 
     /// The file that goes to the tenant host.

@@ -42,7 +42,7 @@ fn an_export_to_a_file_checks_before_it_changes() -> Result<()> {
     std::os::unix::fs::symlink("/nowhere", &dangling)?;
     export("a link to nowhere", WRONG_STATE, "exists already", "dvm", &["--to-file", &path(&dangling)]);
     let lost = path(&world.fabric("no/folder.vhdx"));
-    export("a folder that does not exist", BAD_INPUT, "folder does not exist", "dvm", &["--to-file", &lost]);
+    export("a folder that does not exist", BAD_INPUT, "directory does not exist", "dvm", &["--to-file", &lost]);
     world.admin(&["vm", "start", "dvm"])?.ok()?;
     export("a VM that runs", WRONG_STATE, "dvm is running", "dvm", &["--to-file", &file]);
     world.admin(&["vm", "stop", "dvm", "--force"])?.ok()?;
@@ -85,7 +85,7 @@ fn an_attachment_checks_before_it_changes() -> Result<()> {
     denials.expect("an unknown garage", NOT_FOUND, "nosuch", attach_to("nosuch", &good));
     denials.expect("a garage that is not shielded", REFUSED, "open is not shielded", attach_to("open", &good));
     denials.expect("too little memory", NO_SPACE, "tiny has 512 MiB", attach_to("tiny", &good));
-    denials.expect("another switch", BAD_INPUT, "different virtual switches", attach_to("elsewhere", &good));
+    denials.expect("another switch", BAD_INPUT, "different bridges", attach_to("elsewhere", &good));
     second.admin(&["vm", "start", "flat"])?.ok()?;
     denials.expect("a garage that cannot nest", WRONG_STATE, "without nested", attach_to("flat", &good));
     second.admin(&["vm", "stop", "flat", "--force"])?.ok()?;
@@ -168,7 +168,7 @@ fn an_attachment_checks_before_it_changes() -> Result<()> {
     file(
         "a VM with the garage's name",
         BAD_INPUT,
-        "as the garage is",
+        "same name as the garage",
         &forged(&|manifest, shape| {
             manifest.vm_name = "vmre".into();
             shape["spec"]["name"] = json!("vmre");
@@ -184,7 +184,7 @@ fn an_attachment_checks_before_it_changes() -> Result<()> {
         }),
     );
     let finished = good.clone();
-    file("one that is handed back", WRONG_STATE, "handed back already", &|to| {
+    file("one that is handed back", WRONG_STATE, "has already been handed back", &|to| {
         fs::copy(&finished, to)?;
         hand_back_disk(&world, to, &Plan::default(), |_| Ok(()))
     });
@@ -262,7 +262,7 @@ fn a_wrong_file_is_not_reinstated() -> Result<()> {
     let short = file("short");
     fs::write(&short, &fs::read(&right)?[..fs::metadata(&right)?.len() as usize / 2])?;
     for (name, code, says, from) in [
-        ("no file", NOT_FOUND, "is not there", &file("nosuch")),
+        ("no file", NOT_FOUND, "the RG disk is missing", &file("nosuch")),
         ("a folder", BAD_INPUT, "of a file", &world.store()),
         ("a text", BAD_INPUT, "text.vhdx", &text),
         ("a file cut short", BAD_INPUT, "short.vhdx", &short),

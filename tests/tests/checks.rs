@@ -36,7 +36,7 @@ fn an_export_checks_before_it_changes() -> Result<()> {
     export("a VM into itself", BAD_INPUT, "its own repair garage", &["dvm", "--to", "dvm"]);
     export("a VM that is not shielded", REFUSED, "open is not shielded", &["open", "--to", "vmre"]);
     export("a garage that is not shielded", REFUSED, "open is not shielded", &["dvm", "--to", "open"]);
-    export("a garage on another switch", BAD_INPUT, "different virtual switches", &["dvm", "--to", "elsewhere"]);
+    export("a garage on another switch", BAD_INPUT, "different bridges", &["dvm", "--to", "elsewhere"]);
     export("a garage with too little memory", NO_SPACE, "tiny has 512 MiB", &["dvm", "--to", "tiny"]);
     world.admin(&["vm", "start", "dvm"])?.ok()?;
     export("a VM that runs", WRONG_STATE, "dvm is running", &["dvm", "--to", "vmre"]);
@@ -65,8 +65,8 @@ fn an_export_checks_before_it_changes() -> Result<()> {
     refuse("starting a VM in recovery", WRONG_STATE, "cannot be started", &["vm", "start", "dvm"]);
     refuse("deleting a VM in recovery", WRONG_STATE, "cannot be deleted", &["vm", "delete", "dvm", "--yes"]);
     refuse("reinstating what is not finished", WRONG_STATE, "has not handed", &["recovery", "reinstate", "dvm"]);
-    refuse("reinstating what is not in recovery", NOT_FOUND, "in no recovery", &["recovery", "reinstate", "flat"]);
-    refuse("aborting what is not in recovery", NOT_FOUND, "in no recovery", &["recovery", "abort", "flat"]);
+    refuse("reinstating what is not in recovery", NOT_FOUND, "not in recovery", &["recovery", "reinstate", "flat"]);
+    refuse("aborting what is not in recovery", NOT_FOUND, "not in recovery", &["recovery", "abort", "flat"]);
     refuse("importing on a guarded host", REFUSED, "guarded host", &["recovery", "import"]);
     refuse("finishing on a guarded host", REFUSED, "guarded host", &["recovery", "finish"]);
     world.admin(&["recovery", "abort", "dvm"])?.ok()?;

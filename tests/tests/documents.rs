@@ -48,12 +48,17 @@ fn a_grant_answers_a_good_request_only() -> Result<()> {
     refuse("a key protector", BAD_INPUT, "request", &protector.to_xml());
     let stranger = recovery_guardian(Duration::hours(24))?;
     let signed_by_another = garage.ask(&request(&protector, &guardian)?, &stranger)?;
-    refuse("a request signed by another than its guardian", BAD_INPUT, "signed by another", &signed_by_another);
+    refuse(
+        "a request signed by another than its guardian",
+        BAD_INPUT,
+        "not signed by the recovery guardian",
+        &signed_by_another,
+    );
     let long = recovery_guardian(Duration::hours(100))?;
     refuse(
         "a guardian for four days",
         REFUSED,
-        "longer than 72 hours",
+        "for more than 72 hours",
         &garage.ask(&request(&protector, &long)?, &long)?,
     );
     let now = OffsetDateTime::now_utc();

@@ -109,10 +109,14 @@ fn nothing_wrong_comes_back() -> Result<()> {
         draft.receipt.vm_id = Uuid::new_v4();
         Ok(())
     });
-    bench.spoiled("a receipt signed by somebody else", "'receipt': it is signed by another", |draft| {
-        draft.signer = recovery_guardian(Duration::hours(1))?;
-        Ok(())
-    });
+    bench.spoiled(
+        "a receipt signed by somebody else",
+        "'receipt': it is not signed by the recovery guardian",
+        |draft| {
+            draft.signer = recovery_guardian(Duration::hours(1))?;
+            Ok(())
+        },
+    );
     bench.spoiled("a receipt for another protector that left", "'receipt.ingress_protector'", |draft| {
         draft.receipt.ingress_protector = "0".repeat(64);
         Ok(())

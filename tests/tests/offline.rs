@@ -110,7 +110,7 @@ fn nobody_else_starts_with_a_kept_key() -> Result<()> {
     value["remaining"] = json!(32);
     let foreign = fs::read(world.store().join("vms/other/offline.sealed"))?;
     for (name, says, bytes) in [
-        ("the key of an older protector", "another time", older),
+        ("the key of an older protector", "an earlier state", older),
         ("another VM's key", "another VM", foreign),
         ("more starts written into it", "altered", serde_json::to_vec(&value)?),
         ("a file cut short", "is damaged", good[..40].to_vec()),

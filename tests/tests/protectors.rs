@@ -80,7 +80,7 @@ fn a_vm_moves_to_the_fabrics_next_guardian() -> Result<()> {
     world.admin(&START)?.ok()?;
     let now = read(&fetch(&world, "moved.xml")?)?;
     ensure!(fabrics(&now).iter().all(|fingerprint| *fingerprint != old[0]), "the old guardian can still open it");
-    denials.expect("the same change once more", BAD_INPUT, "in force", world.admin(&bring));
+    denials.expect("the same change once more", BAD_INPUT, "another key protector than the active one", world.admin(&bring));
 
     world.admin(&retire)?.ok().context("nobody needs it any more")?;
     world.kill_hgs();
@@ -112,12 +112,12 @@ fn wrong_changes(world: &World, first: &str, granted: &str, denials: &mut Denial
     let (another, _) = Protector::new(&owner, &[], OffsetDateTime::now_utc())?;
     let elsewhere =
         host::protector_update::sign(&owner, &another, &read(granted)?).map_err(|error| anyhow::anyhow!("{error}"))?;
-    denials.expect("a change for another VM of the same owner", BAD_INPUT, "in force", attempt(&elsewhere));
+    denials.expect("a change for another VM of the same owner", BAD_INPUT, "another key protector than the active one", attempt(&elsewhere));
     denials.expect("a bare protector", BAD_INPUT, "--change", attempt(&fs::read(first)?));
     let mut flipped = fs::read(world.offline("dvm.change"))?;
     let middle = flipped.len() / 2;
     flipped[middle] ^= 1;
-    denials.expect("a change with a flipped byte", BAD_INPUT, "not a change", attempt(&flipped));
+    denials.expect("a change with a flipped byte", BAD_INPUT, "not a signed protector update", attempt(&flipped));
     Ok(())
 }
 

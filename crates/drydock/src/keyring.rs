@@ -74,7 +74,7 @@ impl Keyring {
     /// # Errors
     /// `BadInput` for what is not a valid name.
     pub(crate) fn path(&self, name: &str, extension: &str) -> Result<PathBuf> {
-        check_name(if extension == GARAGE { "garage" } else { "guardian" }, name)?;
+        outcome::check_name_of(if extension == GARAGE { "garage" } else { "guardian" }, name)?;
         Ok(self.dir.join(format!("{name}.{extension}")))
     }
 
@@ -105,7 +105,7 @@ impl Keyring {
     }
 
     fn find(&self, name: &str) -> Result<Entry> {
-        check_name("guardian", name)?;
+        outcome::check_name_of("guardian", name)?;
         self.entries()?.into_iter().find(|e| e.name == name).ok_or_else(|| {
             Error::new(Kind::NotFound, format!("there is no guardian '{name}' in {}", self.dir.display())).remedy(
                 "list them: drydock guardian list; add one with `drydock guardian new` or `drydock guardian import`",
@@ -135,7 +135,7 @@ impl Keyring {
     /// # Errors
     /// `WrongState` when a guardian has that name.
     pub(crate) fn must_be_new(&self, name: &str) -> Result<()> {
-        check_name("guardian", name)?;
+        outcome::check_name_of("guardian", name)?;
         match self.entries()?.into_iter().find(|e| e.name == name) {
             None => Ok(()),
             Some(entry) => Err(Error::new(Kind::WrongState, format!("{} already exists", entry.file.display()))
@@ -183,15 +183,6 @@ impl Keyring {
                 .remedy("run the command on the machine that has its private key")),
         }
     }
-}
-
-/// Refuses what cannot be a file's name in the directory; `what` says whose name it was to be.
-///
-/// # Errors
-/// `BadInput`, with the rule.
-pub(crate) fn check_name(what: &str, name: &str) -> Result<()> {
-    outcome::check_name(name)
-        .map_err(|error| Error { message: format!("'{}' is not a valid {what} name", name.escape_debug()), ..error })
 }
 
 /// Reads what `drydock garage init` wrote.

@@ -1,7 +1,7 @@
 //! An owner's permit to start a VM once more from a stale protector: what makes a restore from backup possible where
 //! stale protectors are refused.
 
-use key_protector::{Guardian, Protector, Role, signed};
+use key_protector::{Approval, Protector, Refusal, Signer, signed};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -47,7 +47,7 @@ impl Permit {
     ///
     /// # Errors
     /// `Permit` (another owner's protector, or the key cannot sign).
-    pub fn sign(owner: &Guardian, protector: &Protector, not_after: OffsetDateTime) -> Result<Vec<u8>> {
+    pub fn sign(owner: &dyn Signer, protector: &Protector, not_after: OffsetDateTime) -> Result<Vec<u8>> {
         if protector.owner().signing_certificate() != owner.public().signing() {
             return Err(Error::OtherOwner { owner: protector.owner().signing_certificate().common_name().to_owned() });
         }
@@ -65,12 +65,12 @@ impl Permit {
     /// # Errors
     /// `Permit`, `BadPermit`, `PermitExpired`.
     pub fn verify(document: &[u8], now: OffsetDateTime) -> Result<Self> {
-        let verified = signed::verify(KIND, document).map_err(Error::Permit)?;
-        verified.signer.check_valid_at(now).map_err(Error::Permit)?;
-        if verified.signer.role() != Some(Role::Owner) {
-            return Err(Error::BadPermit);
-        }
-        let payload: Payload = serde_json::from_slice(&verified.payload).map_err(|_| Error::BadPermit)?;
+        let approval = Approval::of_any_owner().valid_at(now);
+        let approved = approval.verify(KIND, document).map_err(|refusal| match refusal {
+            Refusal::Document(source) | Refusal::NotValid(source) => Error::Permit(source),
+            Refusal::OtherSigner { .. } | Refusal::NotAnOwner { .. } => Error::BadPermit,
+        })?;
+        let payload: Payload = serde_json::from_slice(approved.payload()).map_err(|_| Error::BadPermit)?;
         let not_after = OffsetDateTime::from_unix_timestamp(payload.not_after).map_err(|_| Error::BadPermit)?;
         if hex::decode::<16>(&payload.id).is_none() || hex::decode::<32>(&payload.protector).is_none() {
             return Err(Error::BadPermit);
@@ -78,7 +78,7 @@ impl Permit {
         if now > not_after {
             return Err(Error::PermitExpired { until: rfc3339(not_after) });
         }
-        let owner = verified.signer.fingerprint();
+        let owner = approved.by().fingerprint();
         Ok(Permit { id: format!("{owner}/{}", payload.id), protector: payload.protector, owner, not_after })
     }
 }

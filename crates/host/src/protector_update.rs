@@ -5,11 +5,11 @@
 //! from the active protector, by its digest, to the new one. The VM takes it at its next start, when its state is sealed
 //! again anyway; after that the step leads from a protector that is no longer active, and is void.
 
-use key_protector::{Guardian, Protector, signed};
+use key_protector::{Approval, Protector, Refusal, Signer, signed};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
-use outcome::{Context, Error, Kind, Next, Result};
+use outcome::{Context, Error, Kind, Result};
 
 /// Names this kind of document in its signature; documents of earlier releases carry the same.
 const KIND: &str = "drydock/protector-change";
@@ -29,7 +29,7 @@ struct Payload {
 ///
 /// # Errors
 /// `BadInput` when the protectors have another owner.
-pub fn sign(owner: &Guardian, from: &Protector, to: &Protector) -> Result<Vec<u8>> {
+pub fn sign(owner: &dyn Signer, from: &Protector, to: &Protector) -> Result<Vec<u8>> {
     let signing = owner.public().signing();
     if [from, to].iter().any(|protector| protector.owner().signing_certificate() != signing) {
         return Err(Error::new(Kind::BadInput, format!("'{}' does not own the protector", owner.public().name())));
@@ -45,22 +45,21 @@ pub fn sign(owner: &Guardian, from: &Protector, to: &Protector) -> Result<Vec<u8
 /// # Errors
 /// `BadInput`: another signer or owner, damaged, or for a protector that is not active.
 pub fn verify(document: &[u8], current: &Protector, now: OffsetDateTime) -> Result<Protector> {
-    let verified = signed::verify(KIND, document)
-        .context(Kind::BadInput, || "this is not a signed protector update".into())
-        .or_next(|| "bring what `drydock protector grant` or `revoke` wrote with --change".into())?;
     let owner = current.owner().signing_certificate();
-    verified
-        .signer
-        .check_valid_at(now)
-        .context(Kind::BadInput, || "the signer of the update is not valid now".into())?;
-    if verified.signer != *owner {
-        return Err(Error::new(
-            Kind::BadInput,
-            format!("the update is not signed by the VM's owner, '{}'", owner.common_name()),
-        )
-        .remedy("have it made with the owner guardian: drydock protector grant … --owner NAME --change FILE"));
-    }
-    let payload: Payload = serde_json::from_slice(&verified.payload)
+    let refused = |refusal| match refusal {
+        Refusal::Document(source) => Error::new(Kind::BadInput, "this is not a signed protector update")
+            .caused_by(&source)
+            .remedy("bring what `drydock protector grant` or `revoke` wrote with --change"),
+        Refusal::NotValid(source) => {
+            Error::new(Kind::BadInput, "the signer of the update is not valid now").caused_by(&source)
+        }
+        Refusal::OtherSigner { .. } | Refusal::NotAnOwner { .. } => {
+            Error::new(Kind::BadInput, format!("the update is not signed by the VM's owner, '{}'", owner.common_name()))
+                .remedy("have it made with the owner guardian: drydock protector grant … --owner NAME --change FILE")
+        }
+    };
+    let approved = Approval::of_owner(current).valid_at(now).verify(KIND, document).map_err(refused)?;
+    let payload: Payload = serde_json::from_slice(approved.payload())
         .context(Kind::BadInput, || "the update does not have the fields of a protector update".into())?;
     if payload.from != current.digest() {
         return Err(Error::new(Kind::BadInput, "the update replaces another key protector than the active one")
@@ -82,7 +81,7 @@ pub fn verify(document: &[u8], current: &Protector, now: OffsetDateTime) -> Resu
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use key_protector::{KeyKind, Role};
+    use key_protector::{Guardian, KeyKind, Role};
     use time::Duration;
 
     fn guardian(name: &str, role: Role) -> Guardian {

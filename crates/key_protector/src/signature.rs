@@ -1,4 +1,4 @@
-//! Signatures in XML: which algorithms are known, how one is written, read and checked.
+//! Signatures in XML: how one is written, read and checked.
 
 use aws_lc_rs::signature::{
     ECDSA_P256_SHA256_FIXED, RSA_PSS_2048_8192_SHA256, UnparsedPublicKey, VerificationAlgorithm,
@@ -6,6 +6,7 @@ use aws_lc_rs::signature::{
 use base64::prelude::{BASE64_STANDARD, Engine as _};
 use roxmltree::Node;
 
+use crate::algorithm::SignatureAlgorithm;
 use crate::certificate::{Certificate, PublicKey};
 use crate::error::{Error, Result};
 use crate::strict_xml as strict;
@@ -13,44 +14,18 @@ use crate::strict_xml as strict;
 /// The name space of the MS-KPS documents.
 pub(crate) const KPS: &str = "http://schemas.microsoft.com/kps/2014/07";
 
-const ECDSA_SHA256: &str = "http://www.w3.org/2001/04/xmldsig-more#ecdsa-sha256";
-const RSA_PSS_SHA256: &str = "http://www.w3.org/2007/05/xmldsig-more#sha256-rsa-MGF1";
-
-/// The asymmetric signature algorithms that are accepted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Algorithm {
-    /// P-256 with SHA-256; the value is r and s, 32 bytes each, as XML signatures want it.
-    /// This is what our own guardians make.
-    EcdsaP256,
-    /// RSASSA-PSS with SHA-256, MGF1 with SHA-256 and a salt of 32 bytes. Accepted only.
-    RsaPss,
-}
-
-impl Algorithm {
-    pub(crate) fn uri(self) -> &'static str {
-        match self {
-            Self::EcdsaP256 => ECDSA_SHA256,
-            Self::RsaPss => RSA_PSS_SHA256,
-        }
-    }
-
-    fn from_uri(uri: &str) -> Option<Self> {
-        [Self::EcdsaP256, Self::RsaPss].into_iter().find(|a| a.uri() == uri)
-    }
-
-    /// The algorithm that goes with a certificate's key.
-    pub(crate) fn of(certificate: &Certificate) -> Self {
-        match certificate.public_key() {
-            PublicKey::P256 { .. } => Self::EcdsaP256,
-            PublicKey::Rsa { .. } => Self::RsaPss,
-        }
+/// The algorithm that goes with a certificate's key.
+pub(crate) fn algorithm_of(certificate: &Certificate) -> SignatureAlgorithm {
+    match certificate.public_key() {
+        PublicKey::P256 { .. } => SignatureAlgorithm::EcdsaP256,
+        PublicKey::Rsa { .. } => SignatureAlgorithm::RsaPss,
     }
 }
 
 /// A signature value with its algorithm (MS-KPS 2.2.2.10).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Signature {
-    pub(crate) algorithm: Algorithm,
+    pub(crate) algorithm: SignatureAlgorithm,
     pub(crate) value: Vec<u8>,
 }
 
@@ -60,8 +35,8 @@ impl Signature {
     pub(crate) fn is_by(&self, certificate: &Certificate, message: &[u8]) -> bool {
         let (algorithm, key): (&'static dyn VerificationAlgorithm, &[u8]) =
             match (self.algorithm, certificate.public_key()) {
-                (Algorithm::EcdsaP256, PublicKey::P256 { point }) => (&ECDSA_P256_SHA256_FIXED, point),
-                (Algorithm::RsaPss, PublicKey::Rsa { pkcs1, .. }) => (&RSA_PSS_2048_8192_SHA256, pkcs1),
+                (SignatureAlgorithm::EcdsaP256, PublicKey::P256 { point }) => (&ECDSA_P256_SHA256_FIXED, point),
+                (SignatureAlgorithm::RsaPss, PublicKey::Rsa { pkcs1, .. }) => (&RSA_PSS_2048_8192_SHA256, pkcs1),
                 _ => return false,
             };
         UnparsedPublicKey::new(algorithm, key).verify(message, &self.value).is_ok()
@@ -77,7 +52,7 @@ impl Signature {
     /// Reads an element of the schema's `Signature_T`.
     pub(crate) fn read(node: Node<'_, '_>) -> Result<Self> {
         let [uri] = strict::attributes(node, ["Algorithm"])?;
-        let algorithm = Algorithm::from_uri(uri)
+        let algorithm = SignatureAlgorithm::from_uri(uri)
             .ok_or_else(|| Error::Algorithm { element: strict::name(node), uri: uri.to_owned() })?;
         let [value] = strict::children(node, KPS, ["SignatureValue"])?;
         Ok(Self { algorithm, value: strict::base64(value)? })

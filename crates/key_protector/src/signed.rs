@@ -12,8 +12,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::certificate::{Certificate, Usage};
 use crate::error::{Error, Result};
-use crate::guardian::Guardian;
-use crate::signature::{Algorithm, Signature};
+use crate::private_keys::{self, Signer};
+use crate::signature::{Signature, algorithm_of};
 
 /// The largest document that is read or written, in bytes.
 pub const MAX_DOCUMENT: usize = 4 * 1024 * 1024;
@@ -32,24 +32,24 @@ struct Envelope {
     signature: String,
 }
 
-/// The content of a signed document whose signature is right.
+/// The content of a signed document whose signature has been verified.
 #[derive(Debug)]
 pub struct Verified {
     /// What was signed.
     pub payload: Vec<u8>,
-    /// Whose key signed it. It is for the caller to require a certain signer, and a lifetime.
+    /// Whose key signed it. [`Approval`](crate::Approval) requires a certain signer, and a lifetime.
     pub signer: Certificate,
 }
 
 /// Signs `payload` as a document of type `kind`.
 ///
 /// # Errors
-/// [`Error::SignedKindName`], [`Error::TooLarge`], or a failure of the provider.
-pub fn sign(kind: &str, payload: &[u8], by: &Guardian) -> Result<Vec<u8>> {
+/// [`Error::SignedKindName`], [`Error::TooLarge`] or [`Error::KeyOperation`].
+pub fn sign(kind: &str, payload: &[u8], by: &dyn Signer) -> Result<Vec<u8>> {
     check_kind(kind)?;
     // Before anything is copied, since base64 only makes it larger.
     check_size(payload.len())?;
-    let signature = by.sign(&message(kind, VERSION, payload))?;
+    let signature = private_keys::sign(by, &message(kind, VERSION, payload))?;
     let envelope = Envelope {
         r#type: kind.to_owned(),
         version: VERSION,
@@ -79,7 +79,7 @@ pub fn verify(kind: &str, document: &[u8]) -> Result<Verified> {
     let payload = decode("payload", &envelope.payload)?;
     let signer = Certificate::from_der(&decode("signer", &envelope.signer)?)?;
     signer.check_usage(Usage::Signing)?;
-    let signature = Signature { algorithm: Algorithm::of(&signer), value: decode("signature", &envelope.signature)? };
+    let signature = Signature { algorithm: algorithm_of(&signer), value: decode("signature", &envelope.signature)? };
     if !signature.is_by(&signer, &message(kind, VERSION, &payload)) {
         return Err(Error::SignedSignature);
     }
@@ -120,7 +120,7 @@ mod tests {
 
     use super::*;
     use crate::certificate::Role;
-    use crate::test_support::guardian;
+    use crate::test_support::{assert_refused, guardian, is};
 
     fn edited(document: &[u8], edit: impl FnOnce(&mut Value)) -> Vec<u8> {
         let mut value: Value = serde_json::from_slice(document).unwrap();
@@ -146,28 +146,28 @@ mod tests {
         let encryption = BASE64_STANDARD.encode(owner.public().encryption().der());
         let foreign = sign("receipt", b"payload", owner).unwrap();
         let cases = [
-            ("signed-kind", foreign.clone()),
+            (is!(SignedKind), foreign.clone()),
             // The type is under the signature, so relabelling does not help.
-            ("signed-signature", edited(&foreign, |v| v["type"] = json!("grant"))),
-            ("signed-version", edited(&document, |v| v["version"] = json!(2))),
-            ("signed-signature", edited(&document, |v| v["payload"] = json!("AAAA"))),
-            ("signed-base64", edited(&document, |v| v["payload"] = json!("AAA"))),
-            ("signed-signature", edited(&document, |v| v["signer"] = json!(other_signer))),
-            ("key-usage", edited(&document, |v| v["signer"] = json!(encryption))),
-            ("signed-signature", edited(&document, |v| v["signature"] = json!(""))),
-            ("signed-encoding", edited(&document, |v| v["extra"] = json!(1))),
+            (is!(SignedSignature), edited(&foreign, |v| v["type"] = json!("grant"))),
+            (is!(SignedVersion), edited(&document, |v| v["version"] = json!(2))),
+            (is!(SignedSignature), edited(&document, |v| v["payload"] = json!("AAAA"))),
+            (is!(SignedBase64), edited(&document, |v| v["payload"] = json!("AAA"))),
+            (is!(SignedSignature), edited(&document, |v| v["signer"] = json!(other_signer))),
+            (is!(KeyUsage), edited(&document, |v| v["signer"] = json!(encryption))),
+            (is!(SignedSignature), edited(&document, |v| v["signature"] = json!(""))),
+            (is!(SignedEncoding), edited(&document, |v| v["extra"] = json!(1))),
             (
-                "signed-encoding",
+                is!(SignedEncoding),
                 edited(&document, |v| {
                     v.as_object_mut().unwrap().remove("signer");
                 }),
             ),
-            ("signed-encoding", [&document[..], b" {}"].concat()),
-            ("too-large", vec![b' '; MAX_DOCUMENT + 1]),
+            (is!(SignedEncoding), [&document[..], b" {}"].concat()),
+            (is!(TooLarge), vec![b' '; MAX_DOCUMENT + 1]),
         ];
-        for (kind, document) in cases {
+        for (refusal, document) in cases {
             let refused = verify("grant", &document).err().unwrap();
-            assert_eq!(refused.kind(), kind, "{refused}");
+            assert!(refusal(&refused), "{refused}");
         }
     }
 
@@ -175,10 +175,10 @@ mod tests {
     fn kinds_and_sizes_are_bounded() {
         let owner = guardian("tenant", Role::Owner);
         for kind in ["", "Grant", "a b", &"x".repeat(65)] {
-            assert_eq!(sign(kind, b"", owner).err().unwrap().kind(), "signed-kind-name");
+            assert_refused!(sign(kind, b"", owner), SignedKindName);
         }
         let large = vec![0; MAX_DOCUMENT - 1000];
-        assert_eq!(sign("a", &large, owner).err().unwrap().kind(), "too-large");
+        assert_refused!(sign("a", &large, owner), TooLarge);
     }
 
     proptest! {

@@ -1,7 +1,7 @@
-//! Reading XML from outside, where everything that is not expected is an error.
+//! Reading XML from outside: everything unexpected is an error.
 //!
-//! The readers built on this also write what they understood and compare it with what they were
-//! given, so these checks are there for the sake of a useful message, and for depth.
+//! The readers built on this also write what they have read and compare it with what they were
+//! given, so these checks exist for useful messages, and as a second line of defence.
 
 use base64::prelude::{BASE64_STANDARD, Engine as _};
 use bergshamra_c14n::C14nMode;

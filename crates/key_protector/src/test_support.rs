@@ -1,4 +1,4 @@
-//! What the tests of this crate share: a fixed instant, and guardians that are made once.
+//! Shared by the tests of this crate: a fixed instant, guardians that are made once, and refusals.
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
@@ -9,7 +9,32 @@ use rustls_pki_types::PrivatePkcs8KeyDer;
 use time::macros::datetime;
 use time::{Duration, OffsetDateTime};
 
-use crate::{Certificate, Guardian, KeyKind, Role};
+use crate::{Certificate, Error, Guardian, KeyKind, Role};
+
+/// Whether an error is of one variant: the column of a table of refusals.
+pub(crate) type Is = fn(&Error) -> bool;
+
+/// An [`Is`] for the variant of this name.
+macro_rules! is {
+    ($variant:ident) => {
+        (|error| matches!(error, $crate::Error::$variant { .. })) as fn(&$crate::Error) -> bool
+    };
+}
+
+/// Requires a result to be an error of the variant of this name.
+macro_rules! assert_refused {
+    ($result:expr, $variant:ident $(, $($about:tt)+)?) => {
+        match $result.err() {
+            Some($crate::Error::$variant { .. }) => (),
+            other => {
+                let about = String::new() $(+ " of " + &format!($($about)+))?;
+                panic!("the outcome{about} is not {} but {other:?}", stringify!($variant))
+            }
+        }
+    };
+}
+
+pub(crate) use {assert_refused, is};
 
 pub(crate) const NOW: OffsetDateTime = datetime!(2026-11-20 12:00 UTC);
 

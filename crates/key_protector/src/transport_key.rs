@@ -1,12 +1,13 @@
 //! The transport key, and the keys that are derived from it.
 
 use aws_lc_rs::{hkdf, rand};
+use data_encoding::HEXLOWER;
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 /// The HKDF salt of every derivation; it only separates this product from others.
 pub(crate) const HKDF_SALT: &[u8] = b"drydock";
 
-/// The secret of which everything that seals a VM is derived: 32 random bytes.
+/// The secret from which everything that seals a VM is derived: 32 random bytes.
 ///
 /// It has neither `Debug` nor `Clone`, and is zeroed when dropped.
 #[derive(Zeroize, ZeroizeOnDrop)]
@@ -19,7 +20,7 @@ impl TransportKey {
     /// A new random transport key.
     ///
     /// # Panics
-    /// If the operating system has no random bytes to give, in which case there is no safe way on.
+    /// If the operating system's random generator fails: there is nothing safe to do instead.
     pub fn generate() -> Self {
         let mut key = Self([0; Self::LEN]);
         #[expect(clippy::expect_used)]
@@ -32,7 +33,7 @@ impl TransportKey {
         Self(bytes)
     }
 
-    /// The key itself, for those who encrypt it.
+    /// The key itself, for code that encrypts it.
     pub fn expose(&self) -> &[u8; Self::LEN] {
         &self.0
     }
@@ -68,25 +69,9 @@ impl DerivedKey {
     pub fn hex(&self) -> Zeroizing<String> {
         // Reserved in full, so that no half-written copy is left behind by a reallocation.
         let mut text = Zeroizing::new(String::with_capacity(2 * Self::LEN));
-        push_hex(&mut text, &self.0);
+        HEXLOWER.encode_append(&self.0, &mut text);
         text
     }
-}
-
-/// Appends `bytes` as lower-case hexadecimal.
-pub(crate) fn push_hex(text: &mut String, bytes: &[u8]) {
-    for byte in bytes {
-        for nibble in [byte >> 4, byte & 0x0f] {
-            text.push(char::from_digit(nibble.into(), 16).unwrap_or('0'));
-        }
-    }
-}
-
-/// `bytes` as lower-case hexadecimal.
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    let mut text = String::with_capacity(bytes.len().saturating_mul(2));
-    push_hex(&mut text, bytes);
-    text
 }
 
 #[cfg(test)]

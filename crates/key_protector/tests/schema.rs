@@ -50,7 +50,7 @@ fn a_protector_is_valid_and_canonical() {
 }
 
 #[test]
-fn the_schema_is_not_content_with_anything() {
+fn the_schema_refuses_other_documents() {
     let xml = protector(&guardian("tenant", Role::Owner), &[]);
     let xml = String::from_utf8(xml).unwrap();
     for (old, new) in [

@@ -6,43 +6,48 @@ use serde_json::Value;
 
 use crate::error::Error;
 
-/// The longest request line. Protectors and grants are small; disks travel by path.
+/// The longest request line, in bytes. Protectors and grants are small; disks travel by path.
 pub const MAX_REQUEST: u64 = 8 << 20;
 
 /// One line from the agent.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Line {
+    /// The operation is still running.
     Progress(Progress),
+    /// It succeeded. Nothing follows.
     Result(Value),
+    /// It failed. Nothing follows.
     Error(Error),
     /// Raw bytes follow.
     Stream,
 }
 
-/// What a long step is doing. `total` is 0 where the amount is not known.
+/// What a long step is doing.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Progress {
     /// A short stable name, for scripts.
     pub step: String,
     /// The same for people.
     pub message: String,
-    /// Bytes done and bytes in all.
+    /// Bytes done.
     pub done: u64,
+    /// Bytes in all; 0 where that is not known.
     pub total: u64,
 }
 
-/// Where an operation reports progress; cheap to clone, never blocks the work.
+/// Where an operation reports progress. Cheap to clone; never blocks the work.
 #[derive(Clone)]
 pub struct Events(tokio::sync::mpsc::Sender<Progress>);
 
 impl Events {
+    /// Reports through `sender`, whose receiver belongs to the client's connection.
     #[must_use]
     pub fn new(sender: tokio::sync::mpsc::Sender<Progress>) -> Self {
         Events(sender)
     }
 
-    /// Says that a step begins or stands.
+    /// Reports that a step begins or has been reached.
     pub fn say(&self, step: &str, message: impl Into<String>) {
         self.bytes(step, message, 0, 0);
     }
@@ -58,7 +63,7 @@ impl Events {
         self.0.is_closed()
     }
 
-    /// Completes when that is so.
+    /// Completes once the client has gone away.
     pub async fn gone(&self) {
         self.0.closed().await;
     }

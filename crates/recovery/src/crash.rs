@@ -1,10 +1,10 @@
 //! Death on demand, at a point of the journal: for the tests of what a crash leaves behind. Not in release builds.
 
-use crate::journal::Step;
+use crate::step::Step;
 
 /// The variable names a step and `before` (its work is done, the journal does not know) or `after`.
 #[cfg(debug_assertions)]
-const VARIABLE: &str = "DRYDOCK_CRASH_AT";
+pub(crate) const VARIABLE: &str = "DRYDOCK_CRASH_AT";
 
 #[cfg(debug_assertions)]
 pub(crate) fn point(step: Step, when: &str) {

@@ -1,31 +1,41 @@
-//! The three papers of a recovery: request, grant, hand-back receipt. Each is JSON inside a signed document.
+//! The three documents of a recovery: request, grant, hand-back receipt. Each is JSON inside a signed document.
 
 use attestation::HostPublicKey;
 use base64::prelude::{BASE64_STANDARD, Engine as _};
-use key_protector::{Certificate, Guardian, GuardianPublic, Protector, signed};
+use key_protector::signed::{self, Verified};
+use key_protector::{Approval, GuardianPublic, Protector, Signer};
 use outcome::{Context, Error, Kind, Next, Result};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use crate::garage_key;
-
 const REQUEST: &str = "drydock/recovery-request";
 const GRANT: &str = "drydock/recovery-grant";
 const RECEIPT: &str = "drydock/hand-back-receipt";
+/// What a garage signs begins with this: its key signs nothing else.
+const GARAGE_DOMAIN: &[u8] = b"drydock-garage-request\0";
+
+/// The longest time that a recovery guardian may be granted, in hours.
+pub const MAX_HOURS: i64 = 72;
+
+/// The remedy for a request that cannot be granted as it is.
+const NEW_REQUEST: &str = "make a new request: drydock recovery import, in the repair garage";
 
 /// What the repair garage asks of the owner. Signed by the recovery guardian it carries, which proves that the
 /// garage holds that guardian's private key.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RecoveryRequest {
+    /// The recovery.
     pub recovery_id: Uuid,
+    /// The VM.
     pub vm_id: Uuid,
+    /// The VM's name, for people.
     pub vm_name: String,
     /// The garage, as it names itself: host name and machine id.
     pub garage: String,
-    /// Seconds since the epoch.
+    /// When it was made, in seconds since the epoch.
     pub created: i64,
     /// The protector that came with the VM, an MS-KPS document.
     pub protector: String,
@@ -37,15 +47,19 @@ pub struct RecoveryRequest {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RecoveryGrant {
+    /// The recovery.
     pub recovery_id: Uuid,
+    /// The VM.
     pub vm_id: Uuid,
+    /// The VM's name, for people.
     pub vm_name: String,
+    /// The garage, as it named itself in the request.
     pub garage: String,
     /// Digest of the protector that was asked about; a grant is good for no other.
     pub ingress_protector: String,
     /// Fingerprint of the recovery guardian's signing certificate.
     pub guardian: String,
-    /// Seconds since the epoch; the grant is worth nothing afterwards.
+    /// When the grant expires, in seconds since the epoch.
     pub not_after: i64,
     /// The protector that the recovery guardian can open.
     pub protector: String,
@@ -55,7 +69,9 @@ pub struct RecoveryGrant {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Receipt {
+    /// The recovery.
     pub recovery_id: Uuid,
+    /// The VM.
     pub vm_id: Uuid,
     /// Digest of the protector that the VM left the fabric with.
     pub ingress_protector: String,
@@ -63,35 +79,39 @@ pub struct Receipt {
     pub egress_protector: String,
     /// SHA-256 of the state bundle.
     pub state: String,
+    /// The VM's disks, in their order.
     pub disks: Vec<ReceiptDisk>,
-    /// Seconds since the epoch.
+    /// When the repair was finished, in seconds since the epoch.
     pub finished: i64,
 }
 
+/// A disk in a receipt.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ReceiptDisk {
+    /// Its serial number.
     pub serial: String,
+    /// In bytes.
     pub size: u64,
-    /// Over all bytes of a disk that travelled on the RG disk; none of one that stayed on its host, under an overlay.
+    /// Over all bytes of a disk that travelled on the RG disk; `None` for one that stayed on its host, under an overlay.
     pub sha256: Option<String>,
 }
 
-fn sign<T: Serialize>(kind: &str, payload: &T, by: &Guardian) -> Result<Vec<u8>> {
+fn sign<T: Serialize>(kind: &str, payload: &T, by: &dyn Signer) -> Result<Vec<u8>> {
     let bytes = serde_json::to_vec(payload).context(Kind::Internal, || format!("cannot write a {kind}"))?;
     signed::sign(kind, &bytes, by).context(Kind::Internal, || format!("cannot sign a {kind}"))
 }
 
-fn open<T: DeserializeOwned>(kind: &str, what: &str, document: &[u8]) -> Result<(T, Certificate)> {
+fn open<T: DeserializeOwned>(kind: &str, what: &str, document: &[u8]) -> Result<(T, Verified)> {
     let name = kind.trim_start_matches("drydock/").replace('-', " ");
-    let again = || format!("name a {name} that is whole and unaltered: copy it again from where it was made");
+    let again = || format!("name a complete, unaltered {name}: copy it again from where it was made");
     let verified = signed::verify(kind, document)
         .context(Kind::BadInput, || format!("{what} is not a valid {name}"))
         .or_next(again)?;
     let payload = serde_json::from_slice(&verified.payload)
-        .context(Kind::BadInput, || format!("{what}: its content has another shape"))
+        .context(Kind::BadInput, || format!("{what}: its content does not have the right fields"))
         .or_next(again)?;
-    Ok((payload, verified.signer))
+    Ok((payload, verified))
 }
 
 /// A request as a file: the signed document, and the garage's signature over it.
@@ -101,7 +121,7 @@ struct RequestFile {
     request: String,
     /// Fingerprint of the garage's key, to find it by.
     garage_key: String,
-    /// Base64, over [`garage_key::signed_bytes`] of `request`.
+    /// Base64, over [`signed_bytes`] of `request`.
     garage_signature: String,
 }
 
@@ -109,6 +129,7 @@ struct RequestFile {
 pub struct KnownGarage {
     /// The tenant's name for it.
     pub name: String,
+    /// The public half of the key in its vTPM.
     pub key: HostPublicKey,
 }
 
@@ -116,16 +137,25 @@ pub struct KnownGarage {
 pub struct CheckedRequest {
     /// The tenant's name for the garage that signed it.
     pub garage: String,
+    /// What is asked.
     pub request: RecoveryRequest,
+    /// The protector in it.
     pub protector: Protector,
+    /// The recovery guardian in it.
     pub guardian: GuardianPublic,
+}
+
+/// The bytes that a garage's own key signs for a request.
+#[must_use]
+pub fn signed_bytes(document: &[u8]) -> Vec<u8> {
+    [GARAGE_DOMAIN, document].concat()
 }
 
 /// Writes the signed part of a request.
 ///
 /// # Errors
 /// When it cannot be signed.
-pub fn write_request(request: &RecoveryRequest, by: &Guardian) -> Result<Vec<u8>> {
+pub fn write_request(request: &RecoveryRequest, by: &dyn Signer) -> Result<Vec<u8>> {
     sign(REQUEST, request, by)
 }
 
@@ -140,12 +170,12 @@ pub fn write_request_file(document: Vec<u8>, garage: &HostPublicKey, signature: 
     serde_json::to_vec(&file).context(Kind::Internal, || "cannot write a recovery request".into())
 }
 
-/// Reads a request file: whose it is first, then what it says of itself.
+/// Reads a request file: which garage signed it first, then what it says of itself.
 ///
 /// # Errors
-/// `Refused` when no garage of the tenant's signed it, `BadInput`, naming what is wrong.
+/// `Refused` when none of the tenant's garages signed it; `BadInput`, naming what is wrong.
 pub fn read_request(what: &str, file: &[u8], garages: &[KnownGarage], now: OffsetDateTime) -> Result<CheckedRequest> {
-    let again = || "name a recovery request that is whole and unaltered: copy it again from the garage".to_owned();
+    let again = || "name a complete, unaltered recovery request: copy it again from the garage".to_owned();
     let file: RequestFile = serde_json::from_slice(file)
         .context(Kind::BadInput, || format!("{what} is not a valid recovery request"))
         .or_next(again)?;
@@ -157,29 +187,27 @@ pub fn read_request(what: &str, file: &[u8], garages: &[KnownGarage], now: Offse
         )
     })?;
     let signature = BASE64_STANDARD.decode(&file.garage_signature).unwrap_or_default();
-    if !known.key.verify(&garage_key::signed_bytes(file.request.as_bytes()), &signature) {
+    if !known.key.verify(&signed_bytes(file.request.as_bytes()), &signature) {
         return Err(
             Error::new(Kind::BadInput, format!("{what} is not signed by the garage '{}'", known.name)).remedy(again())
         );
     }
-    let (request, signer): (RecoveryRequest, _) = open(REQUEST, what, file.request.as_bytes())?;
+    let (request, verified): (RecoveryRequest, _) = open(REQUEST, what, file.request.as_bytes())?;
     // It becomes part of a file's name on the tenant host.
     outcome::check_name(&request.vm_name)
-        .context(Kind::BadInput, || format!("{what}: field 'vm_name' is not a VM's name"))
+        .context(Kind::BadInput, || format!("{what}: field 'vm_name' is not a valid VM name"))
         .or_next(again)?;
     let guardian = GuardianPublic::parse(request.guardian.as_bytes())
-        .context(Kind::BadInput, || format!("{what}: field 'guardian' is not a guardian"))?;
-    if guardian.signing().fingerprint() != signer.fingerprint() {
-        return Err(Error::new(Kind::BadInput, format!("{what}: signed by another than the recovery guardian in it"))
-            .remedy("make a new request: drydock recovery import, in the repair garage"));
+        .context(Kind::BadInput, || format!("{what}: field 'guardian' is not a valid guardian"))?;
+    if Approval::of(guardian.signing()).check(verified).is_err() {
+        return Err(Error::new(Kind::BadInput, format!("{what}: it is not signed by the recovery guardian in it"))
+            .remedy(NEW_REQUEST));
     }
     guardian
         .signing()
         .check_valid_at(now)
         .context(Kind::BadInput, || format!("{what}: its recovery guardian is not valid now"))
-        .or_next(|| {
-            "make a new request: drydock recovery import, in the repair garage; and check both clocks".into()
-        })?;
+        .or_next(|| format!("{NEW_REQUEST}; and check both clocks"))?;
     let protector = Protector::parse(request.protector.as_bytes())
         .context(Kind::BadInput, || format!("{what}: field 'protector' is not a key protector"))?;
     Ok(CheckedRequest { garage: known.name.clone(), request, protector, guardian })
@@ -189,15 +217,15 @@ pub fn read_request(what: &str, file: &[u8], garages: &[KnownGarage], now: Offse
 ///
 /// # Errors
 /// When it cannot be signed.
-pub fn write_grant(grant: &RecoveryGrant, owner: &Guardian) -> Result<Vec<u8>> {
+pub fn write_grant(grant: &RecoveryGrant, owner: &dyn Signer) -> Result<Vec<u8>> {
     sign(GRANT, grant, owner)
 }
 
-/// Reads a grant and the certificate that signed it; whether that is the owner's is for the caller to check.
+/// Reads a grant. Its signature is verified; whether it is the owner's is for the caller to require.
 ///
 /// # Errors
 /// `BadInput`, naming what is wrong.
-pub fn read_grant(what: &str, document: &[u8]) -> Result<(RecoveryGrant, Certificate)> {
+pub fn read_grant(what: &str, document: &[u8]) -> Result<(RecoveryGrant, Verified)> {
     open(GRANT, what, document)
 }
 
@@ -205,14 +233,14 @@ pub fn read_grant(what: &str, document: &[u8]) -> Result<(RecoveryGrant, Certifi
 ///
 /// # Errors
 /// When it cannot be signed.
-pub fn write_receipt(receipt: &Receipt, by: &Guardian) -> Result<Vec<u8>> {
+pub fn write_receipt(receipt: &Receipt, by: &dyn Signer) -> Result<Vec<u8>> {
     sign(RECEIPT, receipt, by)
 }
 
-/// Reads a receipt and the certificate that signed it.
+/// Reads a receipt. Its signature is verified; whose it must be is for the caller to require.
 ///
 /// # Errors
 /// `BadInput`, naming what is wrong.
-pub fn read_receipt(what: &str, document: &[u8]) -> Result<(Receipt, Certificate)> {
+pub fn read_receipt(what: &str, document: &[u8]) -> Result<(Receipt, Verified)> {
     open(RECEIPT, what, document)
 }

@@ -11,8 +11,12 @@ use outcome::{Error, Kind, Result};
 use serde::{Deserialize, Serialize};
 
 use crate::api::{Destination, GarageInfo, RecoveryRequest};
-use crate::garage_key::GarageKey;
-use crate::{abort, attach, commit, detach, export, finish, import, reinstate, rollback, status};
+use crate::garage::guardian::local;
+use crate::garage::key::GarageKey;
+use crate::garage::{finish, import};
+use crate::garage_host::{attach, detach};
+use crate::host::{commit, export, export_file, reinstate, rollback};
+use crate::{abort, status};
 
 /// An agent that knows recoveries.
 pub struct AgentService {
@@ -23,7 +27,9 @@ pub struct AgentService {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum Request {
+    /// About VMs.
     Vm(host::api::VmRequest),
+    /// About recoveries.
     Recovery(RecoveryRequest),
 }
 
@@ -42,6 +48,7 @@ impl Request {
 }
 
 impl AgentService {
+    /// Answers requests with this agent.
     #[must_use]
     pub fn new(agent: Arc<Agent>) -> Self {
         AgentService { agent }
@@ -62,7 +69,7 @@ impl RequestHandler for AgentService {
                             let options = export::Options { mode, stop, restart_garage };
                             export::run(agent, &vm, &garage, options, &events).await?
                         }
-                        Destination::File(file) => export::file::run(agent, &vm, &file, stop, &events).await?,
+                        Destination::File(file) => export_file::run(agent, &vm, &file, stop, &events).await?,
                     };
                     to_value(&report)?
                 }
@@ -87,7 +94,7 @@ impl RequestHandler for AgentService {
                     to_value(&rollback::run(agent, &vm, stop, &events).await?)?
                 }
                 RecoveryRequest::GarageInit => {
-                    import::local(agent)?;
+                    local(agent)?;
                     let key = GarageKey::ensure(agent.store()).await?.public()?;
                     to_value(&GarageInfo { public_key: key.to_pem(), fingerprint: key.fingerprint() })?
                 }

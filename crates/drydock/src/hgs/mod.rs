@@ -21,7 +21,7 @@ use self::args::{AuditCommand, HgsDir, Init, OnOff};
 use self::error::lift;
 use crate::guardian::to_json;
 use crate::output::Output;
-use crate::{daemon, files, fingerprint, keyring};
+use crate::{daemon, files, fingerprint};
 
 pub(crate) fn run(command: HgsCommand, out: &Output) -> Result<()> {
     daemon::runtime()?.block_on(dispatch(command, out))
@@ -75,7 +75,7 @@ async fn open(dir: &HgsDir) -> Result<Hgs> {
 
 async fn init(args: Init, out: &Output) -> Result<()> {
     let Init { dir: HgsDir { dir }, name, san, mode, store, strict } = args;
-    keyring::check_name("guardian", &name)?;
+    outcome::check_name_of("guardian", &name)?;
     let mode = HostKind::from(mode);
     let store = nodes::store(&store)?;
     let options = InitOptions { name, server_names: san, mode, store, strict, ..InitOptions::default() };

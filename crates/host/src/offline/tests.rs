@@ -33,9 +33,9 @@ fn guardian(role: Role) -> Guardian {
 
 /// What a service answers for a protector that allows `unwraps`.
 fn rolled(unwraps: u32) -> Rolled {
-    let (protector, _) = Protector::new(&OWNER, &[FABRIC.public().clone()], now()).unwrap();
-    let protector = protector.allow_offline(&OWNER, unwraps, now()).unwrap();
-    protector.roll(&FABRIC, &[], now()).unwrap()
+    let (protector, _) = Protector::new(&*OWNER, &[FABRIC.public().clone()], now()).unwrap();
+    let protector = protector.allow_offline(&*OWNER, unwraps, now()).unwrap();
+    protector.roll(&*FABRIC, &[], now()).unwrap()
 }
 
 struct Host {
@@ -223,15 +223,15 @@ async fn a_crash_in_the_countdown_locks_nobody_out() {
 
 #[test]
 fn only_what_a_service_signed_allows_starts_without_it() {
-    let (protector, _) = Protector::new(&OWNER, &[FABRIC.public().clone()], now()).unwrap();
-    let protector = protector.allow_offline(&OWNER, 5, now()).unwrap();
+    let (protector, _) = Protector::new(&*OWNER, &[FABRIC.public().clone()], now()).unwrap();
+    let protector = protector.allow_offline(&*OWNER, 5, now()).unwrap();
     assert_eq!(allowed(&protector), 0, "signed by its owner");
     let recovery = guardian(Role::Recovery);
-    let granted = protector.grant(&OWNER, recovery.public(), now()).unwrap();
+    let granted = protector.grant(&*OWNER, recovery.public(), now()).unwrap();
     let repaired = granted.roll(&recovery, granted.wrappings(), now()).unwrap().egress_protector;
     assert_eq!(repaired.max_offline_unwraps(), 5);
     assert_eq!(allowed(&repaired), 0, "signed by a recovery guardian");
-    assert_eq!(allowed(&repaired.roll(&FABRIC, &[], now()).unwrap().egress_protector), 5, "the control");
+    assert_eq!(allowed(&repaired.roll(&*FABRIC, &[], now()).unwrap().egress_protector), 5, "the control");
 }
 
 #[test]

@@ -2,16 +2,21 @@
 
 use time::OffsetDateTime;
 
-use super::{MAX_OFFLINE_UNWRAPS, MAX_WRAPPINGS, Parts, Protector, Recipient, Wrapping, verify};
+use super::document::Protector;
+use super::parts::{MAX_OFFLINE_UNWRAPS, MAX_WRAPPINGS, Parts, Recipient, Wrapping};
+use super::verify;
+use crate::algorithm::SignatureAlgorithm;
 use crate::certificate::Role;
 use crate::error::{Error, Result};
-use crate::guardian::{Guardian, GuardianPublic, wrap};
-use crate::signature::{Algorithm, Signature};
+use crate::guardian_public::GuardianPublic;
+use crate::key_wrap::wrap;
+use crate::private_keys::{PrivateKeys, Signer, sign};
+use crate::signature::Signature;
 use crate::transport_key::TransportKey;
 
-/// What comes of unwrapping a protector: the key it held, and what replaces it (MS-KPS 3.1.5.1.1).
+/// The outcome of rolling a protector: the key it held, and what replaces it (MS-KPS 3.1.5.1.1).
 pub struct Rolled {
-    /// The transport key of the protector that was rolled: it opens what is sealed now.
+    /// The transport key of the protector that was rolled: it opens what is sealed today.
     pub ingress: TransportKey,
     /// The protector of the new key.
     pub egress_protector: Protector,
@@ -24,9 +29,9 @@ impl Protector {
     /// `owner` signs. It allows no offline unwrapping; see [`Protector::allow_offline`].
     ///
     /// # Errors
-    /// A guardian whose role or lifetime does not permit it, two guardians with the same key, or
-    /// a failure of the provider.
-    pub fn new(owner: &Guardian, guardians: &[GuardianPublic], now: OffsetDateTime) -> Result<(Self, TransportKey)> {
+    /// A guardian whose role or lifetime does not permit it, two guardians with the same key,
+    /// [`Error::KeyOperation`], or a failure of the provider.
+    pub fn new(owner: &dyn Signer, guardians: &[GuardianPublic], now: OffsetDateTime) -> Result<(Self, TransportKey)> {
         let public = owner.public();
         public.check_valid_at(now)?;
         let mut recipients = vec![Recipient {
@@ -49,8 +54,8 @@ impl Protector {
     /// # Errors
     /// Those of [`Protector::open`]; [`Error::NotOwner`]; [`Error::DuplicateEncryptionKey`] if
     /// `to` is a recipient already; or a role or lifetime of `to` that does not permit it.
-    pub fn grant(&self, owner: &Guardian, to: &GuardianPublic, now: OffsetDateTime) -> Result<Self> {
-        self.check_owner(owner)?;
+    pub fn grant(&self, owner: &dyn PrivateKeys, to: &GuardianPublic, now: OffsetDateTime) -> Result<Self> {
+        self.check_owner(owner.public())?;
         let key = self.open(owner, now)?;
         let mut recipients = self.recipients(|_| true);
         recipients.push(certify(owner, to, self.owner, now)?);
@@ -62,31 +67,31 @@ impl Protector {
     /// # Errors
     /// [`Error::TooManyOfflineUnwraps`] above [`MAX_OFFLINE_UNWRAPS`]; those of [`Protector::open`];
     /// [`Error::NotOwner`].
-    pub fn allow_offline(&self, owner: &Guardian, unwraps: u32, now: OffsetDateTime) -> Result<Self> {
+    pub fn allow_offline(&self, owner: &dyn PrivateKeys, unwraps: u32, now: OffsetDateTime) -> Result<Self> {
         if unwraps > MAX_OFFLINE_UNWRAPS {
             return Err(Error::TooManyOfflineUnwraps { limit: MAX_OFFLINE_UNWRAPS });
         }
-        self.check_owner(owner)?;
+        self.check_owner(owner.public())?;
         let key = self.open(owner, now)?;
         issue(&self.recipients(|_| true), &key, (self.owner, owner), unwraps, now)
     }
 
-    /// Takes the guardian with this certificate out, together with every guardian that it has
+    /// Removes the guardian with this certificate, together with every guardian that it has
     /// certified, and changes the transport key. Only the owner can do this.
     ///
-    /// `fingerprint` is that of either of the guardian's certificates. The old key opens what is
-    /// sealed now; what is sealed next must be sealed with the new one.
+    /// `fingerprint` is that of either of the guardian's certificates. Returned are the old key, which
+    /// opens what is sealed today, the new protector, and its key, with which everything is sealed next.
     ///
     /// # Errors
     /// Those of [`Protector::open`]; [`Error::NotOwner`], [`Error::NoSuchGuardian`] or
     /// [`Error::OwnerRevoked`].
     pub fn revoke(
         &self,
-        owner: &Guardian,
+        owner: &dyn PrivateKeys,
         fingerprint: &str,
         now: OffsetDateTime,
     ) -> Result<(TransportKey, Self, TransportKey)> {
-        self.check_owner(owner)?;
+        self.check_owner(owner.public())?;
         let old = self.open(owner, now)?;
         let mut wrappings = self.wrappings().iter();
         let revoked = wrappings
@@ -97,7 +102,7 @@ impl Protector {
         }
         let recipients = self.recipients(|w| !self.chain(w).any(|link| link.id == revoked.id));
         let new = TransportKey::generate();
-        // The owner is still there, and still the only one without another parent.
+        // The owner has not been removed, and is still the only one that is its own parent.
         let mut places = recipients.iter().enumerate();
         let place = places.position(|(place, recipient)| recipient.parent == place).ok_or(Error::NoOwner)?;
         let protector = self.issue_again(&recipients, &new, (place, owner), now)?;
@@ -108,16 +113,16 @@ impl Protector {
     /// owner, for `by`, and for `recipients` (MS-KPS 3.1.5.1.1). `by` signs it.
     ///
     /// `recipients` are wrappings of this protector or of an earlier one of the same owner; the
-    /// guardians that certified them must be among them, or be the owner or `by`. Wrappings are
-    /// told apart by their encryption certificate, and their ids do not matter. Recovery guardians
-    /// must be valid at `now`.
+    /// guardians that certified them must be among them, or be the owner or `by`. Their encryption
+    /// certificates tell wrappings apart; ids do not matter. Recovery guardians must be valid at
+    /// `now`.
     ///
     /// # Errors
     /// Those of [`Protector::open`]; [`Error::ForeignRecipient`] for a recipient whose certificate
-    /// nobody in the new protector has signed.
-    pub fn roll(&self, by: &Guardian, recipients: &[Wrapping], now: OffsetDateTime) -> Result<Rolled> {
+    /// no guardian in the new protector has signed.
+    pub fn roll(&self, by: &dyn PrivateKeys, recipients: &[Wrapping], now: OffsetDateTime) -> Result<Rolled> {
         let ingress = self.open(by, now)?;
-        let own = self.wrapping_of(by)?;
+        let own = self.wrapping_of(by.public())?;
         let mut chosen = vec![self.owner()];
         for wrapping in std::iter::once(own).chain(recipients) {
             if chosen.iter().any(|c| c.encryption == wrapping.encryption) {
@@ -135,7 +140,7 @@ impl Protector {
             .iter()
             .enumerate()
             .map(|(place, wrapping)| {
-                // A parent's id may stem from another protector; its signature cannot.
+                // The parent's id may come from another protector, its signature cannot.
                 let parent = if place == 0 {
                     Some(0)
                 } else {
@@ -151,15 +156,15 @@ impl Protector {
         let egress = TransportKey::generate();
         let mut places = chosen.iter();
         let place = places
-            .position(|w| w.is_for(by))
+            .position(|w| w.is_for(by.public()))
             .ok_or_else(|| Error::NotARecipient { guardian: by.public().name().to_owned() })?;
         let egress_protector = self.issue_again(&recipients, &egress, (place, by), now)?;
         Ok(Rolled { ingress, egress_protector, egress })
     }
 
-    fn check_owner(&self, guardian: &Guardian) -> Result<()> {
+    fn check_owner(&self, guardian: &GuardianPublic) -> Result<()> {
         if !self.owner().is_for(guardian) {
-            return Err(Error::NotOwner { guardian: guardian.public().name().to_owned() });
+            return Err(Error::NotOwner { guardian: guardian.name().to_owned() });
         }
         Ok(())
     }
@@ -172,8 +177,8 @@ impl Protector {
         })
     }
 
-    /// The recipients of this protector that `keep` wants, with their parents. Whoever is left out
-    /// must take all below it along.
+    /// The recipients of this protector that `keep` keeps, with their parents. Leaving one out means
+    /// leaving out everything below it too.
     fn recipients(&self, keep: impl Fn(&Wrapping) -> bool) -> Vec<Recipient> {
         let kept: Vec<_> = self.wrappings().iter().filter(|w| keep(w)).collect();
         let recipients = kept.iter().filter_map(|wrapping| {
@@ -187,7 +192,7 @@ impl Protector {
         &self,
         recipients: &[Recipient],
         key: &TransportKey,
-        signer: (usize, &Guardian),
+        signer: (usize, &dyn Signer),
         now: OffsetDateTime,
     ) -> Result<Self> {
         issue(recipients, key, signer, self.max_offline_unwraps(), now)
@@ -209,12 +214,12 @@ fn recipient(wrapping: &Wrapping, parent: usize) -> Recipient {
     }
 }
 
-/// A recipient whose signing certificate the owner has just signed.
-fn certify(owner: &Guardian, guardian: &GuardianPublic, parent: usize, now: OffsetDateTime) -> Result<Recipient> {
+/// A recipient whose signing certificate the owner signs here.
+fn certify(owner: &dyn Signer, guardian: &GuardianPublic, parent: usize, now: OffsetDateTime) -> Result<Recipient> {
     guardian.check_valid_at(now)?;
     Ok(Recipient {
         signing: guardian.signing.clone(),
-        signing_signature: owner.sign(guardian.signing.der())?,
+        signing_signature: sign(owner, guardian.signing.der())?,
         encryption: guardian.encryption.clone(),
         encryption_signature: guardian.encryption_signature.clone(),
         parent,
@@ -222,11 +227,11 @@ fn certify(owner: &Guardian, guardian: &GuardianPublic, parent: usize, now: Offs
 }
 
 /// Wraps `key` for each recipient, signs as `signer` (a place among the recipients and its keys),
-/// and verifies the outcome, so that no protector that others would refuse is ever handed out.
+/// and verifies the outcome: a protector that others would refuse is never returned.
 pub(super) fn issue(
     recipients: &[Recipient],
     key: &TransportKey,
-    (signer, by): (usize, &Guardian),
+    (signer, by): (usize, &dyn Signer),
     max_offline_unwraps: u32,
     now: OffsetDateTime,
 ) -> Result<Protector> {
@@ -254,7 +259,7 @@ pub(super) fn issue(
     let mut parts = Parts {
         wrappings,
         transport_key_signature: Vec::new(),
-        guardian_signature: Signature { algorithm: Algorithm::EcdsaP256, value: Vec::new() },
+        guardian_signature: Signature { algorithm: SignatureAlgorithm::EcdsaP256, value: Vec::new() },
         signer_id: id(signer),
         max_offline_unwraps,
     };
@@ -265,9 +270,9 @@ pub(super) fn issue(
 }
 
 /// Makes both signatures over the wrappings as they stand.
-pub(super) fn seal(parts: &mut Parts, key: &TransportKey, by: &Guardian) -> Result<()> {
+pub(super) fn seal(parts: &mut Parts, key: &TransportKey, by: &dyn Signer) -> Result<()> {
     let signed = parts.signed_bytes()?;
     parts.transport_key_signature = verify::transport_key_signature(key, &signed);
-    parts.guardian_signature = by.sign(&signed)?;
+    parts.guardian_signature = sign(by, &signed)?;
     Ok(())
 }

@@ -1,50 +1,37 @@
-//! The rules of MS-KPS 3.1.5.1.1.3, and ours, about a protector that came from somewhere else.
+//! The rules of MS-KPS 3.1.5.1.1.3, and ours, about a protector from outside.
 
 use std::collections::HashMap;
 
 use aws_lc_rs::hmac;
 use time::OffsetDateTime;
 
-use super::{Parts, Protector, Wrapping, xml};
+use super::parts::{Parts, Wrapping};
+use super::xml;
 use crate::certificate::Role;
 use crate::error::{Error, Result};
 use crate::transport_key::TransportKey;
 
-impl Protector {
-    /// Checks everything that can be checked without the transport key, and that whoever signed
-    /// the protector had certificates that are valid at `now`.
-    ///
-    /// Nothing here says that the owner is the right one: compare [`Protector::owner`]'s
-    /// certificates with those that are expected.
-    ///
-    /// # Errors
-    /// The rule that is broken.
-    pub fn verify(&self, now: OffsetDateTime) -> Result<()> {
-        self.verify_signatures(now).map(drop)
-    }
-
-    /// Verifies, and returns the bytes that both signatures are over.
-    pub(super) fn verify_signatures(&self, now: OffsetDateTime) -> Result<Vec<u8>> {
-        for wrapping in self.wrappings() {
-            let id = wrapping.id;
-            // check_tree() has found the parent of each.
-            let mut wrappings = self.wrappings().iter();
-            let parent = wrappings.find(|w| w.id == wrapping.parent_id).ok_or(Error::NotChained { id })?;
-            if !wrapping.signing_signature.is_by(&parent.signing, wrapping.signing.der()) {
-                return Err(Error::SigningCertificateSignature { id });
-            }
-            if !wrapping.encryption_signature.is_by(&wrapping.signing, wrapping.encryption.der()) {
-                return Err(Error::EncryptionCertificateSignature { id });
-            }
+/// Checks every signature that needs no transport key, and that `signer`'s certificates are valid at
+/// `now`. Returns the bytes that both signatures of the document are over.
+pub(super) fn signatures(parts: &Parts, signer: &Wrapping, now: OffsetDateTime) -> Result<Vec<u8>> {
+    for wrapping in &parts.wrappings {
+        let id = wrapping.id;
+        // check_tree() has found the parent of each.
+        let mut wrappings = parts.wrappings.iter();
+        let parent = wrappings.find(|w| w.id == wrapping.parent_id).ok_or(Error::NotChained { id })?;
+        if !wrapping.signing_signature.is_by(&parent.signing, wrapping.signing.der()) {
+            return Err(Error::SigningCertificateSignature { id });
         }
-        let signed = self.parts.signed_bytes()?;
-        let signer = self.signer();
-        if !self.parts.guardian_signature.is_by(&signer.signing, &signed) {
-            return Err(Error::GuardianSignature { id: signer.id });
+        if !wrapping.encryption_signature.is_by(&wrapping.signing, wrapping.encryption.der()) {
+            return Err(Error::EncryptionCertificateSignature { id });
         }
-        signer.check_valid_at(now)?;
-        Ok(signed)
     }
+    let signed = parts.signed_bytes()?;
+    if !parts.guardian_signature.is_by(&signer.signing, &signed) {
+        return Err(Error::GuardianSignature { id: signer.id });
+    }
+    signer.check_valid_at(now)?;
+    Ok(signed)
 }
 
 /// Checks ids, parents, roles and what is bound in the owner's wrapping. Returns the places of the
@@ -58,7 +45,7 @@ pub(super) fn check_tree(parts: &Parts) -> Result<(usize, usize)> {
         if places.insert(id, place).is_some() {
             return Err(Error::DuplicateId { id });
         }
-        // The key and not the certificate, which could be made again for the same key.
+        // The key, not the certificate: another certificate can be made for the same key.
         if let Some(first) = keys.insert(wrapping.encryption.public_key().as_bytes(), id) {
             return Err(Error::DuplicateEncryptionKey { first, second: id });
         }
@@ -100,7 +87,7 @@ fn check_parent(wrappings: &[Wrapping], places: &HashMap<u32, usize>, wrapping: 
     if current.role == Role::Recovery {
         return Err(Error::RecoveryParent { id, parent });
     }
-    // A way to the owner is no longer than there are wrappings; a longer one goes in circles.
+    // A path to the owner has at most as many links as there are wrappings; a longer one is a circle.
     for _ in wrappings {
         if current.parent_id == current.id {
             return Ok(());

@@ -3,7 +3,7 @@
 use base64::prelude::{BASE64_STANDARD, Engine as _};
 use roxmltree::Node;
 
-use super::{MAX_DOCUMENT, MAX_WRAPPINGS, Parts, Wrapping};
+use super::parts::{MAX_DOCUMENT, MAX_WRAPPINGS, Parts, Wrapping};
 use crate::certificate::{Certificate, check_pair};
 use crate::error::{Error, Result};
 use crate::signature::{KPS, Signature};
@@ -14,7 +14,7 @@ use crate::transport_key::HKDF_SALT;
 pub(super) const SIGNATURE_LABEL: &str = "transport-key-signature";
 
 const DOCUMENT: &str = "protector";
-/// Our own name space, for the one parameter that has no element elsewhere.
+/// Our own name space, for the one parameter that no other schema has an element for.
 const DRYDOCK: &str = "urn:drydock:key-protector:1";
 const OFFLINE: &str = "MaxOfflineUnwraps";
 

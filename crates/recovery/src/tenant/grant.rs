@@ -2,31 +2,33 @@
 //!
 //! Offline and without an agent: files in, a file out. The owner's private key goes nowhere.
 
-use key_protector::{Guardian, GuardianPublic, Role};
+use key_protector::{GuardianPublic, PrivateKeys, Role};
 use outcome::rfc3339;
 use outcome::{Context, Error, Kind, Result};
 use time::{Duration, OffsetDateTime};
 
-use crate::documents::{CheckedRequest, RecoveryGrant, write_grant};
-
-/// The longest time a recovery guardian may be granted.
-pub const MAX_HOURS: i64 = 72;
+use crate::documents::{CheckedRequest, MAX_HOURS, RecoveryGrant, write_grant};
 
 /// What the owner is asked to agree to, for people and scripts.
 #[derive(Debug, serde::Serialize)]
 pub struct Summary {
+    /// The VM's name in the request.
     pub vm_name: String,
+    /// The VM.
     pub vm_id: uuid::Uuid,
+    /// The recovery.
     pub recovery_id: uuid::Uuid,
     /// The tenant's own name for the garage, which its signature proved.
     pub garage: String,
     /// What the garage calls itself.
     pub garage_says: String,
+    /// The recovery guardian's name.
     pub guardian: String,
+    /// SHA-256 of its signing certificate, in hexadecimal.
     pub guardian_fingerprint: String,
-    /// RFC 3339.
+    /// When the grant expires, by RFC 3339.
     pub not_after: String,
-    /// Who can open the VM now, and could go on doing so.
+    /// Who can open the VM now, and will be able to after the grant as well.
     pub can_open_now: Vec<String>,
 }
 
@@ -51,8 +53,8 @@ pub fn summary(checked: &CheckedRequest) -> Summary {
     }
 }
 
-/// Checks, with the public half of the owner guardian, whatever can stand against a grant: nobody is asked for a
-/// passphrase for a request that is refused anyway.
+/// Checks, with the public half of the owner guardian, everything that can stand against a grant: nobody is asked for
+/// a passphrase for a request that is refused anyway.
 ///
 /// # Errors
 /// `BadInput` when the request is not for a VM of this owner, `Refused` when what it asks goes too far.
@@ -66,11 +68,11 @@ pub fn check(what: &str, checked: &CheckedRequest, owner: &GuardianPublic, now: 
         return Err(Error::new(
             Kind::Refused,
             format!(
-                "{what}: its recovery guardian lives until {}, longer than {MAX_HOURS} hours",
+                "{what}: its recovery guardian is valid until {}, for more than {MAX_HOURS} hours",
                 rfc3339(guardian.not_after())
             ),
         )
-        .remedy("make a request with a shorter life: drydock recovery import --hours N, in the garage"));
+        .remedy("make a request that is valid for a shorter time: drydock recovery import --hours N, in the garage"));
     }
     let mine = owner.signing().fingerprint();
     if protector.owner().signing_certificate().fingerprint() != mine {
@@ -91,7 +93,7 @@ pub fn check(what: &str, checked: &CheckedRequest, owner: &GuardianPublic, now: 
 ///
 /// # Errors
 /// Those of [`check`], and `BadInput` when the key protector cannot be granted.
-pub fn issue(what: &str, checked: &CheckedRequest, owner: &Guardian, now: OffsetDateTime) -> Result<Vec<u8>> {
+pub fn issue(what: &str, checked: &CheckedRequest, owner: &dyn PrivateKeys, now: OffsetDateTime) -> Result<Vec<u8>> {
     check(what, checked, owner.public(), now)?;
     let CheckedRequest { request, protector, guardian, .. } = checked;
     let granted = protector

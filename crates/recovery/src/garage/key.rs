@@ -1,5 +1,5 @@
 //! The garage's own key: made once, when the garage is provisioned, in its vTPM and usable only there. The tenant takes
-//! its public half to the tenant host; from then on a request that this key did not sign is none of theirs.
+//! its public half to the tenant host; from then on a request that this key did not sign is not accepted there.
 //!
 //! The fabric carries requests and grants, and could make a request of its own. It cannot sign it: the vTPM's state is
 //! sealed, and the key never leaves it.
@@ -14,20 +14,15 @@ use host::Store;
 use outcome::{Context, Error, Kind, Next, Result};
 use tokio::process::Command;
 
-/// What is signed begins with this: the key signs nothing else.
-const DOMAIN: &[u8] = b"drydock-garage-request\0";
+use crate::documents::signed_bytes;
+
 const TCTI: &str = "device:/dev/tpmrm0";
 const MAX_FILE: u64 = 64 << 10;
 /// ECDSA P-256 in ASN.1 has at most 72 bytes.
 const MAX_SIGNATURE: u64 = 128;
 
-/// The bytes that the garage's key signs for a request.
-pub fn signed_bytes(document: &[u8]) -> Vec<u8> {
-    [DOMAIN, document].concat()
-}
-
 /// The key's files: the public half and two blobs that only the vTPM that made them can use.
-pub struct GarageKey {
+pub(crate) struct GarageKey {
     dir: PathBuf,
 }
 
@@ -40,7 +35,7 @@ impl GarageKey {
     ///
     /// # Errors
     /// `MissingTool` without tpm2-tools, `Internal` with the TPM's reason.
-    pub async fn ensure(store: &Store) -> Result<Self> {
+    pub(crate) async fn ensure(store: &Store) -> Result<Self> {
         let dir = Self::dir(store);
         if !dir.exists() {
             let fresh = store.root().join("garage-key.new");
@@ -77,23 +72,30 @@ impl GarageKey {
         Ok(GarageKey { dir })
     }
 
+    /// The garage's key, made earlier.
+    ///
     /// # Errors
     /// `WrongState` when the garage has none yet.
-    pub fn open(store: &Store) -> Result<Self> {
+    pub(crate) fn open(store: &Store) -> Result<Self> {
         let dir = Self::dir(store);
         if dir.exists() {
             return Ok(GarageKey { dir });
         }
-        Err(Error::new(Kind::WrongState, "this garage has no key of its own yet, by which its owner would know it")
-            .remedy(
-                "make it, take the file to the tenant host, and import it there: drydock garage init --out FILE; \
+        Err(Error::new(
+            Kind::WrongState,
+            "this garage has no key of its own yet, by which its owner would recognize it",
+        )
+        .remedy(
+            "make it, take the file to the tenant host, and import it there: drydock garage init --out FILE; \
              drydock garage import FILE --name NAME",
-            ))
+        ))
     }
 
+    /// Its public half.
+    ///
     /// # Errors
     /// `BadInput` when the file is damaged.
-    pub fn public(&self) -> Result<HostPublicKey> {
+    pub(crate) fn public(&self) -> Result<HostPublicKey> {
         let path = self.dir.join("key.pem");
         let bytes = durable::read_bounded(&path, MAX_FILE)
             .context(Kind::BadInput, || format!("cannot read {}", path.display()))?;
@@ -104,8 +106,8 @@ impl GarageKey {
     ///
     /// # Errors
     /// `Internal` with the TPM's reason: another vTPM than the one that made the key.
-    pub async fn load(&self) -> Result<LoadedKey> {
-        let work = tempfile::tempdir().context(Kind::Internal, || "cannot make a temporary folder".into())?;
+    pub(crate) async fn load(&self) -> Result<LoadedKey> {
+        let work = tempfile::tempdir().context(Kind::Internal, || "cannot make a temporary directory".into())?;
         let copied = ["key.pub", "key.priv"]
             .iter()
             .try_for_each(|name| fs::copy(self.dir.join(name), work.path().join(name)).map(drop));
@@ -117,7 +119,7 @@ impl GarageKey {
 }
 
 /// The garage's key in its vTPM, ready to sign once.
-pub struct LoadedKey {
+pub(crate) struct LoadedKey {
     work: tempfile::TempDir,
 }
 
@@ -126,7 +128,7 @@ impl LoadedKey {
     ///
     /// # Errors
     /// `Internal` with the TPM's reason.
-    pub async fn sign(self, document: &[u8]) -> Result<Vec<u8>> {
+    pub(crate) async fn sign(self, document: &[u8]) -> Result<Vec<u8>> {
         let work = self.work;
         let digest = Digest::of(&signed_bytes(document));
         fs::write(work.path().join("digest"), digest.as_bytes())

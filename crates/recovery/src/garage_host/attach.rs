@@ -1,4 +1,4 @@
-//! On the garage's host, where that is another than the VM's: the RG disk that was carried here goes into the garage.
+//! On the garage's host, where that is not the VM's host: the RG disk that was carried here goes into the garage.
 //!
 //! The file comes from another host. It is read in user space, as an RG disk and nothing else, before anything is done
 //! with it.
@@ -7,16 +7,22 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use garage::Mode;
-use host::{Agent, VmLock};
+use host::Agent;
 use outcome::Events;
 use outcome::{Context, Error, Kind, Next, Result};
 
 use crate::api::StatusReport;
-use crate::export::{check_nesting, check_specs, in_another, nested_on, rg_disk, rg_serial};
-use crate::journal::{Journal, Side, Step};
-use crate::{rg, status};
+use crate::garage_host::rg::{Arrived, arrived};
+use crate::journal::{Beginning, Journal};
+use crate::rg::rg_disk;
+use crate::status::{self, in_another};
+use crate::step::{Side, Step};
+use crate::vmre::{check_nesting, check_specs, nested_on};
 
-/// Runs, or goes on with, an attachment.
+/// The remedy for anything but an RG disk in a file.
+const EXPORTED: &str = "name the file that `drydock recovery export VM --to-file` made on the VM's host";
+
+/// Runs or resumes an attachment.
 ///
 /// # Errors
 /// A refusal for each check of the table in `docs/recovery.md`; nothing has changed then.
@@ -38,19 +44,19 @@ pub(crate) async fn run(
             _ => Err(in_another(&journal)),
         };
     }
-    events.say("look", format!("looking at {}", file.display()));
-    let arrived = rg::arrived(&file).await?;
+    events.say("look", format!("inspecting {}", file.display()));
+    let arrived = arrived(&file).await?;
     let vm = arrived.spec.name.clone();
     if vm == garage {
         return Err(Error::new(
             Kind::BadInput,
-            format!("the VM on {} is named {vm}, as the garage is", file.display()),
+            format!("the VM on {} has the same name as the garage: {vm}", file.display()),
         )
-        .remedy("use a garage of another name"));
+        .remedy("use a garage with another name"));
     }
-    // Nobody else brings the same VM in meanwhile.
+    // No other command brings the same VM in meanwhile.
     let _name = agent.lock_dir(agent.store().vm_dir(&vm)?)?;
-    let mut journal = resume(agent, &vm, garage, &file, &arrived)?;
+    let resumed = find(agent, &vm, garage, &file, &arrived)?;
     check_specs(&arrived.spec, &vmre.dir().spec()?)?;
     check_nesting(&mut vmre, restart_garage)?;
     let disk = rg_disk(&file, arrived.size, arrived.recovery_id);
@@ -63,36 +69,39 @@ pub(crate) async fn run(
             .remedy("end another recovery in it first, or use another garage"));
     }
 
-    let journal = match &mut journal {
+    let mut journal = match resumed {
         Some(journal) => journal,
-        None => {
-            let id = arrived.recovery_id;
-            let begun =
-                Journal::begin(agent.store(), Side::GarageHost, id, &vm, Some(garage), Some(&file), Mode::Copy)?;
-            journal.insert(begun)
-        }
+        None => Journal::begin(
+            agent.store(),
+            Beginning {
+                side: Side::GarageHost,
+                id: arrived.recovery_id,
+                vm: &vm,
+                garage: Some(garage),
+                file: Some(&file),
+                mode: Mode::Copy,
+            },
+        )?,
     };
-    if !journal.done(Step::GarageNested) {
-        nested_on(agent, &mut vmre, events).await?;
-        journal.mark(Step::GarageNested)?;
-    }
-    events.say("attach", format!("attaching the RG disk to {garage}"));
-    vmre.attach(&disk).await?;
-    journal.mark(Step::PluggedIn)?;
-    Ok(status::describe(journal))
+    journal.step(Step::GarageNested, async |_| nested_on(agent, &mut vmre, events).await).await?;
+    let plug_in = async |_: &mut Journal| {
+        events.say("attach", format!("attaching the RG disk to {garage}"));
+        vmre.attach(&disk).await
+    };
+    journal.step(Step::PluggedIn, plug_in).await?;
+    Ok(status::describe(&journal))
 }
 
 /// The file itself, whatever links lead to it: it is opened again at each start of the garage.
 fn find_file(file: &Path) -> Result<PathBuf> {
     let found = file
         .canonicalize()
-        .context(Kind::NotFound, || format!("{}: there is no such file", file.display()))
-        .or_next(|| "name the file that `drydock recovery export VM --to-file` made on the VM's host".into())?;
+        .context(Kind::NotFound, || format!("{}: no such file", file.display()))
+        .or_next(|| EXPORTED.into())?;
     if fs::metadata(&found).is_ok_and(|meta| meta.is_file()) {
         return Ok(found);
     }
-    Err(Error::new(Kind::BadInput, format!("{} is not a file", file.display()))
-        .remedy("name the file that `drydock recovery export VM --to-file` made on the VM's host"))
+    Err(Error::new(Kind::BadInput, format!("{} is not a file", file.display())).remedy(EXPORTED))
 }
 
 /// The open recovery for which this file is in a garage of this host. It is not read again: the garage has it.
@@ -107,7 +116,7 @@ fn attached_already(agent: &Agent, file: &Path) -> Result<Option<Journal>> {
 }
 
 /// An attachment that was cut short. Any other recovery of this VM, or in this garage, is in the way.
-fn resume(agent: &Agent, vm: &str, garage: &str, file: &Path, arrived: &rg::Arrived) -> Result<Option<Journal>> {
+fn find(agent: &Agent, vm: &str, garage: &str, file: &Path, arrived: &Arrived) -> Result<Option<Journal>> {
     let mut found = None;
     for journal in Journal::all(agent.store())?.into_iter().filter(|journal| !journal.is_closed()) {
         let same = journal.id() == arrived.recovery_id;
@@ -125,19 +134,4 @@ fn resume(agent: &Agent, vm: &str, garage: &str, file: &Path, arrived: &rg::Arri
         }
     }
     Ok(found)
-}
-
-/// The garage of a recovery. One that was deleted has let go of everything already.
-pub(crate) fn lock_garage(agent: &Agent, journal: &Journal) -> Result<Option<VmLock>> {
-    let there = journal.garage().filter(|garage| agent.store().vm(garage).is_ok());
-    there.map(|garage| agent.lock(garage)).transpose()
-}
-
-/// Takes the RG disk out of the garage, now and at later starts.
-pub(crate) async fn take_out(journal: &Journal, garage: Option<&mut VmLock>, events: &Events) -> Result<()> {
-    if let Some(garage) = garage {
-        events.say("detach", format!("detaching the RG disk from {}", garage.dir().name()));
-        garage.detach(&rg_serial(journal.id())).await?;
-    }
-    Ok(())
 }

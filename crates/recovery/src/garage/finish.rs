@@ -10,12 +10,18 @@ use outcome::{Context, Error, Kind, Result};
 use time::OffsetDateTime;
 
 use crate::api::StatusReport;
+use crate::damaged::require_off;
 use crate::documents::{self, Receipt, ReceiptDisk};
-use crate::import::{guardian_name, ingress_protector, local};
-use crate::journal::{Journal, Side, Step};
-use crate::{rg, status};
+use crate::garage::guardian::{self, local};
+use crate::garage::import::ingress_protector;
+use crate::garage::rg;
+use crate::garage::undo::{destroy_guardian, remove_vm};
+use crate::journal::Journal;
+use crate::rg::pack;
+use crate::status;
+use crate::step::{Side, Step};
 
-/// Runs, or goes on with, a finish.
+/// Runs or resumes a finish.
 ///
 /// # Errors
 /// `WrongState` when the VM runs or its policy was never lowered.
@@ -29,41 +35,37 @@ pub(crate) async fn run(agent: &Agent, vm: Option<&str>, stop: bool, events: &Ev
             format!("{name} has not been granted, so there is nothing to finish"),
         )
         .remedy(format!(
-            "go on with `drydock recovery import --grant FILE`, or give up: drydock recovery abort {name}"
+            "continue with `drydock recovery import --grant FILE`, or give up: drydock recovery abort {name}"
         )));
     }
-    if !journal.done(Step::Cleaned) {
-        let mut lock = agent.lock_dir(agent.store().vm_dir(&name)?)?;
-        lock.refuse_orphan()?;
-        if lock.is_running() {
-            if !stop {
-                return Err(Error::new(Kind::WrongState, format!("{name} is running"))
-                    .remedy(format!("shut it down first, or: drydock recovery finish {name} --stop")));
-            }
-            lock.stop(false, events).await?;
-        }
-        if !journal.done(Step::HandedBack) {
-            let guardian = guardians.get(&guardian_name(&journal))?.ok_or_else(|| {
-                Error::new(Kind::WrongState, "the recovery guardian is gone").remedy("drydock recovery abort")
-            })?;
-            if !journal.done(Step::PolicyRaised) {
-                raise(&lock, &journal, &guardian, events).await?;
-                journal.mark(Step::PolicyRaised)?;
-            }
-            hand_back(&lock, &journal, &guardian, events).await?;
-            journal.mark(Step::HandedBack)?;
-        }
-        events.say("clean", "destroying the recovery key and everything temporary");
-        guardians.destroy(&guardian_name(&journal))?;
-        lock.dir().remove()?;
-        let _ = std::fs::remove_dir_all(agent.store().logs(&name));
-        journal.clear_files()?;
-        journal.mark(Step::Cleaned)?;
-    }
-    journal.mark(Step::Closed)?;
+    let clean = async |journal: &mut Journal| {
+        let lock = stopped(agent, &name, stop, events).await?;
+        let hand_back = async |journal: &mut Journal| {
+            let guardian = guardian::existing(guardians, journal)?;
+            let raise = async |journal: &mut Journal| raise(&lock, journal, &guardian, events).await;
+            journal.step(Step::PolicyRaised, raise).await?;
+            hand_back(&lock, journal, &guardian, events).await
+        };
+        journal.step(Step::HandedBack, hand_back).await?;
+        destroy_guardian(guardians, journal, events)?;
+        remove_vm(agent, &lock)?;
+        journal.clear_files()
+    };
+    journal.step(Step::Cleaned, clean).await?;
+    journal.step(Step::Closed, async |_| Ok(())).await?;
     // For the next recovery here.
     guardians.prepare();
     Ok(status::describe(&journal))
+}
+
+/// The VM, which does not run.
+async fn stopped(agent: &Agent, name: &str, stop: bool, events: &Events) -> Result<VmLock> {
+    let mut lock = agent.lock_dir(agent.store().vm_dir(name)?)?;
+    require_off(&mut lock, stop, &format!("finish {name}"))?;
+    if lock.is_running() {
+        lock.stop(false, events).await?;
+    }
+    Ok(lock)
 }
 
 fn find(agent: &Agent, vm: Option<&str>) -> Result<Journal> {
@@ -74,7 +76,7 @@ fn find(agent: &Agent, vm: Option<&str>) -> Result<Journal> {
     match open.len() {
         1 => open.into_iter().next().ok_or_else(|| Error::new(Kind::Internal, "no recovery")),
         0 => Err(Error::new(Kind::NotFound, "there is no recovery to finish here")
-            .remedy("drydock recovery status says what there is")),
+            .remedy("to list what there is: drydock recovery status")),
         _ => Err(Error::new(Kind::BadInput, "there are several recoveries here")
             .remedy("name the VM: drydock recovery finish VM")),
     }
@@ -109,10 +111,10 @@ async fn hand_back(lock: &VmLock, journal: &Journal, guardian: &Guardian, events
     let (spec, generation, protector) = (files.spec(), files.slot(), files.protector()?);
     let device = rg::open_device().await?;
     if device.recovery_id() != journal.id() {
-        return Err(Error::new(Kind::BadInput, "the RG disk in this garage is of another recovery")
+        return Err(Error::new(Kind::BadInput, "the RG disk in this garage belongs to another recovery")
             .remedy("have the fabric admin attach the right one"));
     }
-    let bundle = rg::pack(&files.dir().slot(generation))?;
+    let bundle = pack(&files.dir().slot(generation))?;
     let mut disks = Vec::new();
     for (index, disk) in spec.disks.iter().enumerate() {
         let sha256 = device.close_disk(index, format!("computing the digest of disk {index}"), events).await?;

@@ -9,8 +9,11 @@ use outcome::Events;
 use outcome::{Context, Error, Kind, Result};
 
 use crate::api::StatusReport;
-use crate::journal::{Journal, Step};
-use crate::{reinstate, rg, status};
+use crate::host::original::{open_journal, overlay_in, settle};
+use crate::host::rg;
+use crate::journal::Journal;
+use crate::status;
+use crate::step::Step;
 
 /// Ends the keeping of an original.
 ///
@@ -23,34 +26,44 @@ pub(crate) async fn run(agent: &Agent, vm: &str, events: &Events) -> Result<Stat
 }
 
 /// The recovery of a VM whose original is kept.
-pub(crate) fn kept(agent: &Agent, vm: &str) -> Result<Journal> {
-    let journal = reinstate::open_journal(agent, vm)?;
+///
+/// # Errors
+/// `WrongState` when none is kept.
+pub(super) fn kept(agent: &Agent, vm: &str) -> Result<Journal> {
+    let journal = open_journal(agent, vm)?;
     if !journal.done(Step::Kept) {
-        return Err(Error::new(Kind::WrongState, status::describe(&journal).sentence)
+        return Err(Error::new(Kind::WrongState, status::sentence(&journal))
             .remedy("an original is kept after: drydock recovery reinstate VM --keep-original"));
     }
     Ok(journal)
 }
 
-/// Merges what there is to merge and closes the recovery. There is no way back from its first write on; and it can be
-/// run again from wherever it was stopped.
-pub(crate) async fn close(dvm: &mut VmLock, journal: &mut Journal, events: &Events) -> Result<StatusReport> {
-    if !journal.done(Step::Merged) {
-        let spec = dvm.dir().spec()?;
-        if spec.disks.iter().any(|disk| disk.backing.is_some()) {
-            dvm.refuse_orphan()?;
-        }
-        reinstate::settle(dvm.dir())?;
-        for index in 0..spec.disks.len() {
-            merge(dvm, index, events).await?;
-            remove_overlay(dvm.dir(), index)?;
-        }
-        journal.mark(Step::Merged)?;
-    }
-    dvm.dir().set_hold(None)?;
-    journal.clear_files()?;
-    journal.mark(Step::Closed)?;
+/// Merges the overlays, if there are any, and closes the recovery. There is no way back from its first write on; and it
+/// can be run again from wherever it was stopped.
+///
+/// # Errors
+/// When a merge or the file system refuses.
+pub(super) async fn close(dvm: &mut VmLock, journal: &mut Journal, events: &Events) -> Result<StatusReport> {
+    journal.step(Step::Merged, async |_| merge_all(dvm, events).await).await?;
+    let release = async |journal: &mut Journal| {
+        dvm.dir().set_hold(None)?;
+        journal.clear_files()
+    };
+    journal.step(Step::Closed, release).await?;
     Ok(status::describe(journal))
+}
+
+async fn merge_all(dvm: &mut VmLock, events: &Events) -> Result<()> {
+    let spec = dvm.dir().spec()?;
+    if spec.disks.iter().any(|disk| disk.backing.is_some()) {
+        dvm.refuse_orphan()?;
+    }
+    settle(dvm.dir())?;
+    for index in 0..spec.disks.len() {
+        merge(dvm, index, events).await?;
+        remove_overlay(dvm.dir(), index)?;
+    }
+    Ok(())
 }
 
 /// Merges one disk's overlay, through the VM's QEMU if it runs. Until the specification says otherwise, both images
@@ -70,7 +83,7 @@ async fn merge(dvm: &mut VmLock, index: usize, events: &Events) -> Result<()> {
 
 /// Also one that an earlier run merged and could not remove any more.
 fn remove_overlay(dir: &VmDir, index: usize) -> Result<()> {
-    let path = reinstate::overlay_in(dir.path(), index);
+    let path = overlay_in(dir.path(), index);
     match fault::write().and_then(|()| fs::remove_file(&path)) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => {
             Err(e).context(Kind::Internal, || format!("cannot remove {}", path.display()))

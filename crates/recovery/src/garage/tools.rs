@@ -7,7 +7,7 @@ use outcome::Events;
 use outcome::{Context, Error, Kind, Result};
 use tokio::process::Command;
 
-/// A program or file that must be there, and Debian's package for it.
+/// A program or file that must exist, and Debian's package for it.
 const NEEDED: [(&str, &str); 5] = [
     ("qemu-system-x86_64", "qemu-system-x86"),
     ("qemu-img", "qemu-utils"),
@@ -59,7 +59,7 @@ pub(crate) async fn ensure(install: bool, events: &Events) -> Result<()> {
     let said = String::from_utf8_lossy(&output.stderr);
     Err(Error::new(
         Kind::MissingTool,
-        format!("apt-get did not install {}: {}", left.join(" "), said.lines().last().unwrap_or("it said nothing")),
+        format!("apt-get did not install {}: {}", left.join(" "), said.lines().last().unwrap_or("it gave no reason")),
     )
     .remedy("install them by hand, then run the import again"))
 }

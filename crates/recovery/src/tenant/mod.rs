@@ -1,0 +1,3 @@
+//! The tenant host's side: files in, a file out.
+
+pub mod grant;
