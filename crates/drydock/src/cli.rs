@@ -14,6 +14,9 @@ use crate::protector::ProtectorCommand;
 use crate::recovery::RecoveryCommand;
 use crate::vm::VmCommand;
 
+/// Where the help lists them: after a command's own options.
+const GLOBAL: &str = "Options of every command";
+
 #[derive(Parser)]
 #[command(
     name = "drydock",
@@ -33,13 +36,13 @@ use crate::vm::VmCommand;
 )]
 pub(crate) struct Cli {
     /// Print JSON: one object per line, `{"progress":…}` during the work, `{"result":…}` or `{"error":…}` at the end.
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = GLOBAL)]
     pub json: bool,
     /// Print no progress, only results and errors.
-    #[arg(long, short, global = true)]
+    #[arg(long, short, global = true, help_heading = GLOBAL)]
     pub quiet: bool,
     /// The agent's socket.
-    #[arg(long, global = true, value_name = "SOCKET", default_value = "/run/drydock/agent.sock")]
+    #[arg(long, global = true, value_name = "SOCKET", default_value = "/run/drydock/agent.sock", help_heading = GLOBAL)]
     pub socket: PathBuf,
     #[command(subcommand)]
     pub command: Command,

@@ -9,9 +9,9 @@ use serde_json::Value;
 use sqlx::{AnyConnection, Connection};
 use tempfile::TempDir;
 
-/// A folder in which commands run.
+/// A directory in which commands run.
 struct Desk {
-    folder: TempDir,
+    directory: TempDir,
 }
 
 impl Desk {
@@ -20,7 +20,7 @@ impl Desk {
         let done = Command::new(env!("CARGO_BIN_EXE_drydock"))
             .arg("--json")
             .args(line.split(' '))
-            .current_dir(self.folder.path())
+            .current_dir(self.directory.path())
             .stdin(Stdio::null())
             .output()
             .unwrap();
@@ -43,12 +43,12 @@ impl Desk {
     }
 
     fn path(&self) -> &Path {
-        self.folder.path()
+        self.directory.path()
     }
 }
 
 fn fabric() -> Desk {
-    let desk = Desk { folder: tempfile::tempdir().unwrap() };
+    let desk = Desk { directory: tempfile::tempdir().unwrap() };
     desk.ok("hgs init --dir hgs --strict");
     desk.ok("hgs guardian --dir hgs --out fabric.xml");
     for name in ["tenant", "other"] {

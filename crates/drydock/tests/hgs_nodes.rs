@@ -134,8 +134,8 @@ impl Host {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn either_node_is_killed_under_load_and_nothing_is_lost() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();
     let (one, two) = (path("one"), path("two"));
     // A file, as for a URL with a password.
     let url = path("store.url");
@@ -210,8 +210,8 @@ async fn either_node_is_killed_under_load_and_nothing_is_lost() {
 
 #[test]
 fn a_password_is_never_an_argument() {
-    let folder = tempfile::tempdir().unwrap();
-    let dir = folder.path().join("hgs");
+    let directory = tempfile::tempdir().unwrap();
+    let dir = directory.path().join("hgs");
     let init = |arguments: &[&str]| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_drydock"));
         command.args(["hgs", "init", "--dir"]).arg(&dir).args(arguments);
@@ -223,7 +223,7 @@ fn a_password_is_never_an_argument() {
     assert_eq!(code, Some(3), "{message}");
     assert!(message.contains("--store-file") && !message.contains("geheim"), "{message}");
     // Nor is it in a file that others can read.
-    let file = folder.path().join("url");
+    let file = directory.path().join("url");
     let mut open = std::fs::File::options();
     open.write(true).create_new(true).mode(0o644).open(&file).unwrap();
     let (code, message) = init(&["--store-file", file.to_str().unwrap()]);

@@ -59,12 +59,12 @@ fn hgs(dir: &str) {
 
 #[test]
 fn the_service_is_ready_when_it_listens_and_says_when_it_stops() {
-    let folder = tempfile::tempdir().unwrap();
-    let dir = folder.path().join("hgs").to_str().unwrap().to_owned();
+    let directory = tempfile::tempdir().unwrap();
+    let dir = directory.path().join("hgs").to_str().unwrap().to_owned();
     hgs(&dir);
-    let manager = manager(&folder.path().join("notify"));
+    let manager = manager(&directory.path().join("notify"));
     let serve = ["hgs", "serve", "--dir", &dir, "--listen", "127.0.0.1:0"];
-    let mut process = start(&serve, &folder.path().join("notify"));
+    let mut process = start(&serve, &directory.path().join("notify"));
     assert_eq!(heard(&manager), "READY=1\n");
     let url = address(&mut process);
     TcpStream::connect(url.strip_prefix("https://").unwrap()).unwrap();
@@ -74,12 +74,12 @@ fn the_service_is_ready_when_it_listens_and_says_when_it_stops() {
 
 #[test]
 fn an_agent_is_ready_when_its_socket_listens_and_says_when_it_stops() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();
     let (store, socket) = (path("store"), path("run/agent.sock"));
-    let manager = manager(&folder.path().join("notify"));
+    let manager = manager(&directory.path().join("notify"));
     let serve = ["--socket", &socket, "host", "serve", "--local", "--accel", "tcg", "--store", &store];
-    let mut process = start(&serve, &folder.path().join("notify"));
+    let mut process = start(&serve, &directory.path().join("notify"));
     assert_eq!(heard(&manager), "READY=1\n");
     UnixStream::connect(&socket).unwrap();
     assert_eq!(address(&mut process), socket);
@@ -89,10 +89,11 @@ fn an_agent_is_ready_when_its_socket_listens_and_says_when_it_stops() {
 
 #[test]
 fn a_service_manager_that_is_gone_stops_nothing() {
-    let folder = tempfile::tempdir().unwrap();
-    let dir = folder.path().join("hgs").to_str().unwrap().to_owned();
+    let directory = tempfile::tempdir().unwrap();
+    let dir = directory.path().join("hgs").to_str().unwrap().to_owned();
     hgs(&dir);
-    let mut process = start(&["hgs", "serve", "--dir", &dir, "--listen", "127.0.0.1:0"], &folder.path().join("nobody"));
+    let mut process =
+        start(&["hgs", "serve", "--dir", &dir, "--listen", "127.0.0.1:0"], &directory.path().join("nobody"));
     let url = address(&mut process);
     TcpStream::connect(url.strip_prefix("https://").unwrap()).unwrap();
     end(process);

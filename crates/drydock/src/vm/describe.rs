@@ -56,9 +56,10 @@ pub(super) fn vm(vm: &VmStatus) -> String {
     );
     if let Some(offline) = &vm.offline {
         text += &format!(
-            "  offline     {}{} starts left without the Host Guardian Service\n",
-            if offline.started { "started without it; " } else { "" },
+            "  offline     {} start{} left without the Host Guardian Service{}\n",
             offline.remaining,
+            if offline.remaining == 1 { "" } else { "s" },
+            if offline.started { "; the VM was started without it" } else { "" },
         );
     }
     if let Some(hold) = &vm.recovery {
