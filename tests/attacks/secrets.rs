@@ -69,6 +69,7 @@ const ROWS: &[Row<World>] = &[
 
 pub(crate) fn run(suite: &mut Suite) {
     suite.group(
+        "secrets",
         ROWS,
         || {
             let mut world = World::new()?;

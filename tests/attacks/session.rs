@@ -54,6 +54,7 @@ const GUEST: &[Row<World>] = &[
 
 pub(crate) fn run(suite: &mut Suite) {
     suite.group(
+        "session_blank",
         BLANK,
         || {
             let world = World::new()?;
@@ -64,6 +65,7 @@ pub(crate) fn run(suite: &mut Suite) {
         World::close,
     );
     suite.group(
+        "session_guest",
         GUEST,
         || {
             let world = World::new()?;

@@ -35,7 +35,7 @@ pub enum Kind {
 impl Kind {
     /// The process exit code that the command line ends with; documented in `docs/exit-codes.md`.
     #[must_use]
-    pub fn exit_code(self) -> u8 {
+    pub const fn exit_code(self) -> u8 {
         match self {
             Kind::Internal => 1,
             Kind::Refused => 3,
