@@ -15,7 +15,7 @@ use crate::ssh::Ssh;
 use crate::world::{SWITCH, drydock, path};
 
 pub(crate) const SHORT: Duration = Duration::from_secs(60);
-pub(crate) const READY: Duration = Duration::from_secs(30);
+pub(crate) const READY: Duration = Duration::from_secs(60);
 
 /// What `ip netns` made, gone with the value.
 struct Netns(String);
