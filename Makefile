@@ -16,6 +16,8 @@ endif
 # nextest runs tests of different programs at the same time. Where it is not installed, cargo runs one program after
 # another: the same tests, in more time.
 NEXTEST := $(shell cargo nextest --version 2> /dev/null)
+# One more than there are cores: tests also wait, for timers, disks and each other's answers.
+THREADS := $(shell echo $$(( $$(nproc) + 1 )))
 # The tests on whole fabrics, in nextest's words.
 FABRICS := package(drydock-tests) & kind(test)
 
@@ -39,7 +41,7 @@ test: bootstrap
 test-full: export FUZZ_SECONDS ?= 60
 test-full: lint docs fuzz images compile
 ifdef NEXTEST
-	cargo nextest run --workspace --locked --run-ignored all --no-fail-fast
+	cargo nextest run --workspace --locked --test-threads $(THREADS) --run-ignored all --no-fail-fast
 else
 	cargo test --workspace --locked --no-fail-fast -- --include-ignored
 endif
@@ -71,7 +73,7 @@ compile: bootstrap
 
 unit: bootstrap
 ifdef NEXTEST
-	cargo nextest run --workspace --locked --filterset 'not ($(FABRICS))'
+	cargo nextest run --workspace --locked --test-threads $(THREADS) --filterset 'not ($(FABRICS))'
 else
 	cargo test --workspace --locked --exclude drydock-tests
 endif
@@ -89,18 +91,18 @@ test-attacks: compile images
 # The other tests on whole fabrics.
 e2e: compile images
 ifdef NEXTEST
-	cargo nextest run --workspace --locked --filterset '$(FABRICS) - binary(attacks)'
+	cargo nextest run --workspace --locked --test-threads $(THREADS) --filterset '$(FABRICS) - binary(attacks)'
 else
-	cargo test --workspace --locked --test e2e -- --show-output --test-threads 2
+	cargo test --workspace --locked --test e2e -- --show-output --test-threads $(THREADS)
 endif
 
 # Units and fabrics. `make test` has built what they need.
 tests:
 ifdef NEXTEST
-	cargo nextest run --workspace --locked
+	cargo nextest run --workspace --locked --test-threads $(THREADS)
 else
 	cargo test --workspace --locked --exclude drydock-tests
-	cargo test --workspace --locked --test e2e -- --show-output --test-threads 2
+	cargo test --workspace --locked --test e2e -- --show-output --test-threads $(THREADS)
 	cargo test --quiet --workspace --locked --test attacks
 endif
 
