@@ -9,6 +9,9 @@
 //! cargo bench -p hgs --bench hgs -- [SECONDS [OUT.json]]
 //! ```
 
+#[path = "../peak.rs"]
+mod peak;
+
 use std::error::Error;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
@@ -234,10 +237,8 @@ impl Service {
     }
 
     fn peak_mib(&self) -> Result<f64> {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.process.id()))?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).ok_or("no VmHWM")?;
-        let kib: f64 = line.trim().trim_end_matches(" kB").parse()?;
-        Ok(kib / 1024.0)
+        let kib = peak::peak_kib(self.process.id()).ok_or("the service has ended")?;
+        Ok(kib as f64 / 1024.0)
     }
 
     fn stop(&mut self) -> Result<()> {

@@ -13,6 +13,8 @@ mod export;
 mod facts;
 mod handback;
 mod memory;
+#[path = "../peak.rs"]
+mod peak;
 
 use std::path::Path;
 use std::process::ExitCode;

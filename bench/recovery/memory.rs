@@ -14,6 +14,7 @@ use drydock_tests::tenant::{Plan, hand_back, hand_back_disk};
 use drydock_tests::world::{SWITCH, World, path};
 
 use crate::copy::fill;
+use crate::peak::peak_kib;
 use crate::{Figures, put};
 
 const DISK: u64 = 8 << 30;
@@ -106,7 +107,7 @@ impl Peaks {
             let sampler = scope.spawn(|| -> Result<()> {
                 while !end.load(Ordering::Relaxed) {
                     for process in ours()? {
-                        peak.fetch_max(peak_of(process), Ordering::Relaxed);
+                        peak.fetch_max(peak_kib(process).unwrap_or(0), Ordering::Relaxed);
                     }
                     std::thread::sleep(SAMPLE);
                 }
@@ -143,10 +144,4 @@ fn ours() -> Result<Vec<u32>> {
     let below =
         |process: u32| std::iter::successors(parents.get(&process), |parent| parents.get(parent)).any(|p| *p == me);
     Ok(parents.keys().copied().filter(|process| below(*process)).collect())
-}
-
-fn peak_of(process: u32) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-    line.and_then(|line| line.split_whitespace().next()?.parse().ok()).unwrap_or(0)
 }

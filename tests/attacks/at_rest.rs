@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use drydock_tests::console::Console;
+use drydock_tests::exit::REFUSED;
 use drydock_tests::images;
 use drydock_tests::process::run as run_program;
 use drydock_tests::ssh::Ssh;
@@ -100,6 +101,7 @@ const BLANK: &[Row<World>] = &[
 
 pub(crate) fn run(suite: &mut Suite) {
     suite.group(
+        "at_rest_blank",
         BLANK,
         || {
             let world = World::new()?;
@@ -109,7 +111,7 @@ pub(crate) fn run(suite: &mut Suite) {
         },
         World::close,
     );
-    suite.group(GUEST, Guest::new, |guest| guest.world.close());
+    suite.group("at_rest_guest", GUEST, Guest::new, |guest| guest.world.close());
 }
 
 /// The transport key of the VM's slot in force, which its owner can open.
@@ -207,7 +209,7 @@ fn foreign_firmware(world: &mut World) -> Result<()> {
     let before = world.fingerprint("vms/dvm/slots")?;
     let refused = world.admin(&["vm", "start", "dvm"])?;
     fs::write(&file, &text)?;
-    ensure!(refused.code == 3 && refused.stderr.contains("'firmware'"), "{} {}", refused.code, refused.stderr);
+    ensure!(refused.code == REFUSED && refused.stderr.contains("'firmware'"), "{} {}", refused.code, refused.stderr);
     ensure!(world.fingerprint("vms/dvm/slots")? == before, "a key was released all the same");
     world.admin(&["vm", "start", "dvm"])?.ok().context("the control")?;
     world.admin(&["vm", "stop", "dvm", "--force"])?.ok().map(drop)

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use drydock_tests::console::Console;
+use drydock_tests::exit::{BAD_INPUT, NOT_FOUND, REFUSED, USAGE};
 use drydock_tests::process::{Service, run as run_program};
 use drydock_tests::world::{SWITCH, World, path};
 use serde_json::{Value, json};
@@ -16,8 +17,6 @@ use crate::socket;
 use crate::suite::{Row, Suite};
 
 const SHORT: Duration = Duration::from_secs(120);
-const REFUSED: u64 = 3;
-const BAD_INPUT: u64 = 4;
 
 const ROWS: &[Row<World>] = &[
     Row {
@@ -81,6 +80,7 @@ const ALONE: &[Row<World>] = &[Row {
 
 pub(crate) fn run(suite: &mut Suite) {
     suite.group(
+        "console",
         ROWS,
         || {
             let world = World::new()?;
@@ -98,7 +98,7 @@ pub(crate) fn run(suite: &mut Suite) {
             world.close()
         },
     );
-    suite.group(ALONE, World::new, World::close);
+    suite.group("console_alone", ALONE, World::new, World::close);
 }
 
 const CHANNELS: [&str; 22] = [
@@ -131,14 +131,19 @@ fn commands(world: &mut World) -> Result<()> {
         let option = format!("--{channel}");
         for args in [vec!["vm", channel, "closed"], vec!["vm", "console", "closed", &option], vec!["host", channel]] {
             let done = world.admin(&args)?;
-            ensure!(done.code == 2, "{args:?}: exit code {}: {}", done.code, done.stdout);
+            ensure!(done.code == USAGE, "{args:?}: exit code {}: {}", done.code, done.stdout);
         }
     }
     let refused = world.admin(&["vm", "console", "closed"])?;
-    ensure!(refused.code == 3 && refused.stderr.contains("has no console"), "{}: {}", refused.code, refused.stderr);
+    ensure!(
+        refused.code == REFUSED && refused.stderr.contains("has no console"),
+        "{}: {}",
+        refused.code,
+        refused.stderr
+    );
     ensure!(refused.stdout.is_empty(), "it showed something: {}", refused.stdout);
     let refused = world.admin(&["vm", "session", "closed"])?;
-    ensure!(refused.code == 3 && refused.stdout.is_empty(), "a session: {}: {}", refused.code, refused.stderr);
+    ensure!(refused.code == REFUSED && refused.stdout.is_empty(), "a session: {}: {}", refused.code, refused.stderr);
     let mut console = Console::open(&mut world.admin_command(&["vm", "console", "open"])?)?;
     console.expect("BdsDxe", SHORT).context("the control").map(drop)
 }
@@ -309,7 +314,7 @@ fn fields(world: &mut World) -> Result<()> {
     for (what, spec) in &altered {
         fs::write(&file, spec.to_string())?;
         let done = world.admin(&["vm", "start", "off"])?;
-        let code = u64::try_from(done.code).unwrap_or_default();
+        let code = done.code;
         ensure!([REFUSED, BAD_INPUT].contains(&code), "{what}: exit code {code}: {}{}", done.stdout, done.stderr);
     }
     fs::write(&file, text)?;
@@ -345,12 +350,17 @@ fn arguments(world: &mut World) -> Result<()> {
         ("x", SWITCH, "52:54:00:00:00:01\n-s"),
     ] {
         let done = create(name, switch, mac)?;
-        ensure!([4, 5].contains(&done.code), "{name:?} {switch:?} {mac:?}: {}: {}", done.code, done.stderr);
+        ensure!(
+            [BAD_INPUT, NOT_FOUND].contains(&done.code),
+            "{name:?} {switch:?} {mac:?}: {}: {}",
+            done.code,
+            done.stderr
+        );
     }
     for accel in ["kvm,-s", "tcg -s", "tcg,thread=multi", "qtest"] {
         let store = path(&world.fabric("no-store"));
         let done = world.admin(&["host", "serve", "--local", "--store", &store, "--accel", accel])?;
-        ensure!(done.code == 2, "--accel {accel}: {}: {}", done.code, done.stderr);
+        ensure!(done.code == USAGE, "--accel {accel}: {}: {}", done.code, done.stderr);
     }
     create("odd", SWITCH, "")?.ok().context("the control: a disk with an odd name")?;
     ensure!(world.disk("odd")?[512..].starts_with(b"plain"), "the control: its contents");

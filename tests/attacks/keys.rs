@@ -6,6 +6,7 @@ use std::process::Command;
 use std::time::Duration as Span;
 
 use anyhow::{Context, Result, ensure};
+use drydock_tests::exit::{BAD_INPUT, REFUSED};
 use drydock_tests::process::run as run_program;
 use drydock_tests::tenant::{owner, recovery_guardian};
 use drydock_tests::world::{World, path};
@@ -17,8 +18,6 @@ use crate::suite::{Row, Suite};
 use drydock_tests::search::contains;
 
 const SHORT: Span = Span::from_secs(60);
-const REFUSED: i32 = 3;
-const BAD_INPUT: i32 = 4;
 
 const ROWS: &[Row<World>] = &[
     Row {
@@ -62,6 +61,7 @@ const ROWS: &[Row<World>] = &[
 
 pub(crate) fn run(suite: &mut Suite) {
     suite.group(
+        "keys",
         ROWS,
         || {
             let world = World::on_device(64)?;

@@ -6,6 +6,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use drydock_tests::exit::{REFUSED, UNREACHABLE};
 use drydock_tests::process::{Finished, run as run_program};
 use drydock_tests::world::{World, drydock};
 
@@ -27,6 +28,7 @@ const ROWS: &[Row<World>] = &[Row {
 
 pub(crate) fn run(suite: &mut Suite) {
     suite.group(
+        "local_users",
         ROWS,
         || {
             let world = World::new()?;
@@ -51,7 +53,7 @@ fn reach(world: &mut World) -> Result<()> {
     };
     let ask = format!("{} vm list --socket {}", program.display(), socket.display());
     let refused = as_nobody(ask.clone())?;
-    ensure!(refused.code == 11, "another user reaches the socket: {} {}", refused.code, refused.stdout);
+    ensure!(refused.code == UNREACHABLE, "another user reaches the socket: {} {}", refused.code, refused.stdout);
     let record = world.store().join("vms/dvm/slots/1/record.sealed");
     let read = as_nobody(format!("cat {}", record.display()))?;
     ensure!(read.code != 0, "another user reads the store");
@@ -68,7 +70,7 @@ fn reach(world: &mut World) -> Result<()> {
         fs::set_permissions(door, before)?;
     }
     let refused = refused?;
-    ensure!(refused.code == 3, "exit code {}: {}{}", refused.code, refused.stdout, refused.stderr);
+    ensure!(refused.code == REFUSED, "exit code {}: {}{}", refused.code, refused.stdout, refused.stderr);
     ensure!(refused.stderr.contains("65534 may not talk"), "{}", refused.stderr);
     let mut command = Command::new(&program);
     command.args(["vm", "list", "--socket"]).arg(&socket);

@@ -5,13 +5,11 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use drydock_tests::denial::Denials;
+use drydock_tests::exit::{KEY_RELEASE, REFUSED};
 use drydock_tests::world::{World, path};
 
 use crate::at_rest::copy_dir;
 use crate::suite::{Row, Suite};
-
-const REFUSED: i32 = 3;
-const KEY_RELEASE: i32 = 7;
 
 const ROWS: &[Row<World>] = &[
     Row {
@@ -45,6 +43,7 @@ const ROWS: &[Row<World>] = &[
 
 pub(crate) fn run(suite: &mut Suite) {
     suite.group(
+        "policy",
         ROWS,
         || {
             let world = World::new()?;

@@ -48,7 +48,7 @@ const ROWS: &[Row<Tenant>] = &[
 ];
 
 pub(crate) fn run(suite: &mut Suite) {
-    suite.group(ROWS, Tenant::new, |tenant| tenant.world.close());
+    suite.group("requests", ROWS, Tenant::new, |tenant| tenant.world.close());
 }
 
 impl Tenant {

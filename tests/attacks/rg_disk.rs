@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use drydock_tests::console::Console;
+use drydock_tests::exit::{BAD_INPUT, KEY_RELEASE, REFUSED};
 use drydock_tests::process::{Finished, run as run_program};
 use drydock_tests::second_agent::SecondAgent;
 use drydock_tests::tenant::{Plan, hand_back, rg_disk};
@@ -19,8 +20,6 @@ use serde_json::{Value, json};
 use crate::suite::{Row, Suite};
 
 const SHORT: Duration = Duration::from_secs(120);
-const REFUSED: i32 = 3;
-const KEY_RELEASE: i32 = 7;
 const EXPORT: [&str; 6] = ["recovery", "export", "dvm", "--to", "vmre", "--copy"];
 const REINSTATE: [&str; 3] = ["recovery", "reinstate", "dvm"];
 const ABORT: [&str; 3] = ["recovery", "abort", "dvm"];
@@ -79,6 +78,7 @@ const ALTERED: &[Row<World>] = &[
 
 pub(crate) fn run(suite: &mut Suite) {
     suite.group(
+        "rg_disk_copied",
         COPIES,
         || {
             let world = world()?;
@@ -93,6 +93,7 @@ pub(crate) fn run(suite: &mut Suite) {
         },
     );
     suite.group(
+        "rg_disk_altered",
         ALTERED,
         || {
             let world = world()?;
@@ -408,7 +409,12 @@ fn foreign(world: &mut World) -> Result<()> {
     for (what, rg) in [("an earlier recovery's", earlier), ("another VM's", rg_disk(world, "other")?)] {
         fs::copy(rg, &own)?;
         let done = world.admin(&REINSTATE)?;
-        ensure!(done.code == 4 && done.stderr.contains("'recovery_id'"), "{what}: {}: {}", done.code, done.stderr);
+        ensure!(
+            done.code == BAD_INPUT && done.stderr.contains("'recovery_id'"),
+            "{what}: {}: {}",
+            done.code,
+            done.stderr
+        );
     }
     fs::copy(kept, &own)?;
     world.admin(&REINSTATE)?.ok().context("the control")?;

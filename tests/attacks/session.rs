@@ -54,6 +54,7 @@ const GUEST: &[Row<World>] = &[
 
 pub(crate) fn run(suite: &mut Suite) {
     suite.group(
+        "session_blank",
         BLANK,
         || {
             let world = World::new()?;
@@ -64,6 +65,7 @@ pub(crate) fn run(suite: &mut Suite) {
         World::close,
     );
     suite.group(
+        "session_guest",
         GUEST,
         || {
             let world = World::new()?;
@@ -78,8 +80,8 @@ pub(crate) fn run(suite: &mut Suite) {
     );
 }
 
-/// Types at a session, and returns what is said within a time.
-fn typed(world: &World, vm: &str, words: &[u8], patience: Duration) -> Result<Vec<u8>> {
+/// Types at a session, and returns what is said: the first of it within `first`, the rest within `more` after that.
+fn typed(world: &World, vm: &str, words: &[u8], first: Duration, more: Duration) -> Result<Vec<u8>> {
     let mut command = world.admin_command(&["vm", "session", vm])?;
     let mut session = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
     let mut output = session.stdout.take().context("no output")?;
@@ -95,8 +97,8 @@ fn typed(world: &World, vm: &str, words: &[u8], patience: Duration) -> Result<Ve
     let mut input = session.stdin.take().context("no input")?;
     // Whoever hangs up has said what there is to say.
     let _ = input.write_all(words);
-    let end = std::time::Instant::now() + patience;
-    let mut all = Vec::new();
+    let mut all = said.recv_timeout(first).unwrap_or_default();
+    let end = std::time::Instant::now() + more;
     while let Ok(bytes) = said.recv_timeout(end.saturating_duration_since(std::time::Instant::now())) {
         all.extend(bytes);
     }
@@ -108,19 +110,19 @@ fn typed(world: &World, vm: &str, words: &[u8], patience: Duration) -> Result<Ve
 fn firmware(world: &mut World) -> Result<()> {
     world.admin(&["vm", "start", "blank"])?.ok()?;
     let keys = b"\x1b\x1b[24~\r\n\x1bOQ\r\nexit\r\n".repeat(20);
-    let said = typed(world, "blank", &keys, SILENCE)?;
+    let said = typed(world, "blank", &keys, SILENCE, Duration::ZERO)?;
     ensure!(said.is_empty(), "it said {:?}", String::from_utf8_lossy(&said));
     world.admin(&["vm", "stop", "blank", "--force"])?.ok()?;
     world.admin(&["vm", "start", "open"])?.ok()?;
     let mut console = Console::open(&mut world.admin_command(&["vm", "console", "open"])?)?;
-    console.expect("BdsDxe", SILENCE).context("the control")?;
+    console.expect("BdsDxe", SHORT).context("the control")?;
     drop(console);
     world.admin(&["vm", "stop", "open", "--force"])?.ok().map(drop)
 }
 
 fn login(world: &mut World) -> Result<()> {
     for words in [b"root\n\nid\n".as_slice(), b"\x03\x04\n", b"SSH-2.0-x\r\n\0\0\0\x0c", &[0xff; 100_000]] {
-        let said = typed(world, "dvm", words, Duration::from_secs(5))?;
+        let said = typed(world, "dvm", words, SHORT, Duration::from_secs(5))?;
         let text = String::from_utf8_lossy(&said).into_owned();
         ensure!(text.starts_with("SSH-2.0-OpenSSH"), "{:?} is answered by {text:?}", &words[..words.len().min(20)]);
         for shell in ["login", "root@", "uid=", "assword", "# "] {

@@ -19,27 +19,47 @@ pub(crate) struct Row<S> {
     pub run: fn(&mut S) -> Result<()>,
 }
 
+/// Which groups run, and which of their rows.
+enum Choice {
+    /// None: they are listed, as nextest wants to know them.
+    List,
+    /// Nothing: nextest asks for tests that are ignored, and no group is.
+    Nothing,
+    /// The group of this name, as nextest asks for it.
+    Group(String),
+    /// Rows with any of these words in their names, or all where there are none.
+    Rows(Vec<String>),
+}
+
 pub(crate) struct Suite {
-    /// Words of the command line; a row with any of them in its name is run.
-    filter: Vec<String>,
+    choice: Choice,
     names: Vec<&'static str>,
     passed: usize,
     failed: Vec<String>,
 }
 
 impl Suite {
-    /// From the arguments; the options of the standard runner are passed over.
+    /// From the arguments, which are those of the standard runner. A test in its sense is a group.
     pub(crate) fn new(args: impl Iterator<Item = String>) -> Self {
-        let mut filter = Vec::new();
+        let (mut words, mut list, mut ignored, mut exact) = (Vec::new(), false, false, false);
         let mut args = args.skip(1);
         while let Some(arg) = args.next() {
             match arg.as_str() {
-                "--test-threads" => drop(args.next()),
+                "--test-threads" | "--format" => drop(args.next()),
+                "--list" => list = true,
+                "--ignored" => ignored = true,
+                "--exact" => exact = true,
                 option if option.starts_with('-') => {}
-                _ => filter.push(arg),
+                _ => words.push(arg),
             }
         }
-        Suite { filter, names: Vec::new(), passed: 0, failed: Vec::new() }
+        let choice = match (list, ignored) {
+            (_, true) => Choice::Nothing,
+            (true, false) => Choice::List,
+            (false, false) if exact => Choice::Group(words.pop().unwrap_or_default()),
+            (false, false) => Choice::Rows(words),
+        };
+        Suite { choice, names: Vec::new(), passed: 0, failed: Vec::new() }
     }
 
     /// The names of all rows so far, run or not.
@@ -48,13 +68,24 @@ impl Suite {
     }
 
     /// Runs those of a group's rows that were asked for. `close` is part of the test: it fails when a process is left.
-    pub(crate) fn group<S>(&mut self, rows: &[Row<S>], open: impl FnOnce() -> Result<S>, close: fn(S) -> Result<()>) {
+    pub(crate) fn group<S>(
+        &mut self,
+        name: &str,
+        rows: &[Row<S>],
+        open: impl FnOnce() -> Result<S>,
+        close: fn(S) -> Result<()>,
+    ) {
         self.names.extend(rows.iter().map(|row| row.name));
-        let wanted: Vec<&Row<S>> = rows.iter().filter(|row| self.wants(row.name)).collect();
-        let Some(first) = wanted.first() else { return };
+        if matches!(self.choice, Choice::List) {
+            println!("{name}: test");
+        }
+        let wanted: Vec<&Row<S>> = rows.iter().filter(|row| self.wants(name, row.name)).collect();
+        if wanted.is_empty() {
+            return;
+        }
         let mut scene = match guarded(open) {
             Ok(scene) => scene,
-            Err(error) => return self.note(&format!("the setting of {}", first.name), Instant::now(), Err(error)),
+            Err(error) => return self.note(&format!("the setting of {name}"), Instant::now(), Err(error)),
         };
         for row in &wanted {
             println!(
@@ -68,12 +99,16 @@ impl Suite {
         }
         let start = Instant::now();
         if let Err(error) = guarded(|| close(scene)) {
-            self.note(&format!("the end of {}", first.name), start, Err(error));
+            self.note(&format!("the end of {name}"), start, Err(error));
         }
     }
 
-    fn wants(&self, name: &str) -> bool {
-        self.filter.is_empty() || self.filter.iter().any(|word| name.contains(word.as_str()))
+    fn wants(&self, group: &str, row: &str) -> bool {
+        match &self.choice {
+            Choice::List | Choice::Nothing => false,
+            Choice::Group(name) => name == group,
+            Choice::Rows(words) => words.is_empty() || words.iter().any(|word| row.contains(word.as_str())),
+        }
     }
 
     fn note(&mut self, name: &str, start: Instant, done: Result<()>) {
@@ -92,6 +127,9 @@ impl Suite {
 
     /// Says what came of it. Nothing run is a failure: it proves nothing.
     pub(crate) fn close(self) -> bool {
+        if matches!(self.choice, Choice::List | Choice::Nothing) {
+            return true;
+        }
         println!();
         for name in &self.failed {
             println!("failed: {name}");

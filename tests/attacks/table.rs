@@ -20,7 +20,7 @@ const ROWS: &[Row<Vec<&'static str>>] = &[Row {
 
 pub(crate) fn run(suite: &mut Suite) {
     let names = suite.names();
-    suite.group(ROWS, || Ok(names), |_| Ok(()));
+    suite.group("table", ROWS, || Ok(names), |_| Ok(()));
 }
 
 fn compare(rows: &mut Vec<&'static str>) -> Result<()> {

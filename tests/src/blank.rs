@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::{Read, Write};
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -33,6 +34,23 @@ impl Host {
         bytes[1 << 20..(1 << 20) + text.len()].copy_from_slice(text.as_bytes());
         fs::write(&disk, bytes)?;
         let vm = self.create_with(name, &disk, switch, extra)?;
+        fs::remove_file(&disk)?;
+        Ok(vm)
+    }
+
+    /// A VM whose disk takes time to copy: it has `mib` MiB of data, of which none is zero or a hole.
+    pub fn create_large(&self, name: &str, mib: usize) -> Result<Value> {
+        const BLOCK: usize = 64;
+        let disk = self.fabric(&format!("{name}.large.raw"));
+        // A block of random bytes, over and over: no image format and no tool of QEMU's notices.
+        let mut block = vec![0; BLOCK << 20];
+        fs::File::open("/dev/urandom")?.read_exact(&mut block)?;
+        let mut file = fs::File::create(&disk)?;
+        for written in (0..mib).step_by(BLOCK) {
+            file.write_all(&block[..BLOCK.min(mib - written) << 20])?;
+        }
+        drop(file);
+        let vm = self.create_with(name, &disk, SWITCH, &["--memory", "256"])?;
         fs::remove_file(&disk)?;
         Ok(vm)
     }

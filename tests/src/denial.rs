@@ -2,6 +2,7 @@
 
 use anyhow::{Result, ensure};
 
+use crate::exit::USAGE;
 use crate::process::Finished;
 
 /// Collects what was not refused as it should have been, so that one run shows all of it.
@@ -16,7 +17,7 @@ impl Denials {
         let judged = done.and_then(|done| {
             ensure!(done.code == code, "exit code {}, not {code}: {}{}", done.code, done.stdout, done.stderr);
             ensure!(done.stderr.contains(says), "it does not say {says:?}: {}", done.stderr);
-            ensure!(done.stderr.contains("next:") || code == 2, "no next step: {}", done.stderr);
+            ensure!(done.stderr.contains("next:") || code == USAGE, "no next step: {}", done.stderr);
             Ok(())
         });
         self.note(name, judged);

@@ -5,13 +5,13 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 
+use crate::exit::PANIC;
 use crate::host::Host;
 use crate::process::Finished;
 use crate::world::path;
 
 /// More writes than any command makes: a test that never ends would find no fault either.
 pub const MOST: u32 = 100;
-const PANIC: i32 = 101;
 
 /// Gives this host an agent that fails the writes that are ordered, and says where to order them.
 pub fn failing_agent(host: &mut Host) -> Result<PathBuf> {

@@ -9,15 +9,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
+use crate::exit::UNREACHABLE;
 use crate::process::{Finished, Service, run};
 use crate::ssh::Ssh;
 use crate::world::{SWITCH, drydock, path};
 
-/// Exit code of a command whose agent is gone.
-const UNREACHABLE: i32 = 11;
-
 pub(crate) const SHORT: Duration = Duration::from_secs(60);
-pub(crate) const READY: Duration = Duration::from_secs(30);
+pub(crate) const READY: Duration = Duration::from_secs(60);
 
 /// What `ip netns` made, gone with the value.
 struct Netns(String);

@@ -6,6 +6,7 @@ pub mod blank;
 pub mod capture;
 pub mod console;
 pub mod denial;
+pub mod exit;
 pub mod faults;
 pub mod garage;
 pub mod host;

@@ -9,6 +9,7 @@ use serde_json::Value;
 use time::OffsetDateTime;
 
 use crate::console::Console;
+use crate::exit::{REFUSED, WRONG_STATE};
 use crate::host::Host;
 use crate::images;
 use crate::process::Finished;
@@ -23,8 +24,6 @@ pub const TENANT: &str = "owner, on the tenant host";
 const BOOT: Duration = Duration::from_secs(300);
 const LONG: Duration = Duration::from_secs(300);
 const NESTED: Duration = Duration::from_secs(420);
-/// Exit code for "refused".
-const REFUSED: i32 = 3;
 /// What the owner logs in with on the console; lives for the length of the run.
 const PASSWORD: &str = "harbour-7-lantern";
 /// The RG disk's name on each of two hosts.
@@ -208,7 +207,7 @@ impl Recovery {
             import = vmre.run("drydock recovery import --out /root/dvm.recovery-request", LONG)?.ok()?.seconds;
             vmre.get("/root/dvm.recovery-request", &world.offline("dvm.recovery-request"))?;
             let denied = vmre.run("drydock vm start dvm", LONG)?;
-            ensure!(denied.code == 6, "an ungranted VM starts: {}", denied.stdout);
+            ensure!(denied.code == WRONG_STATE, "an ungranted VM starts: {}", denied.stdout);
             Ok("request signed by a fresh recovery guardian; the VM does not start without a grant".into())
         })?;
         self.step("grant", TENANT, "grants it there, offline, with the owner's key", |world| {

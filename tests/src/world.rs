@@ -4,7 +4,6 @@
 use std::ops::{Deref, DerefMut};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
@@ -182,7 +181,7 @@ impl World {
     pub fn close(mut self) -> Result<()> {
         self.shut_down()?;
         if let Some(hgs) = self.hgs.take() {
-            hgs.terminate(Duration::from_secs(30))?;
+            hgs.terminate(SHORT)?;
         }
         let left = self.survivors();
         if !left.is_empty() {

@@ -8,17 +8,13 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use drydock_tests::across::{Across, REPAIRED};
 use drydock_tests::denial::Denials;
+use drydock_tests::exit::{KEY_RELEASE, NOT_FOUND, REFUSED, WRONG_STATE};
 use drydock_tests::host::Host;
 use drydock_tests::tenant::{Plan, hand_back_disk, repair_copy};
 use drydock_tests::world::path;
 use machine::Policy;
 use recovery::Step;
 use serde_json::{Value, json};
-
-const REFUSED: i32 = 3;
-const NOT_FOUND: i32 = 5;
-const WRONG_STATE: i32 = 6;
-const KEY_RELEASE: i32 = 7;
 
 const DVM_OFF: [&str; 4] = ["vm", "stop", "dvm", "--force"];
 const VMRE_OFF: [&str; 4] = ["vm", "stop", "vmre", "--force"];

@@ -6,19 +6,13 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use drydock_tests::denial::Denials;
+use drydock_tests::exit::{BAD_INPUT, NO_SPACE, NOT_FOUND, REFUSED, USAGE, WRONG_STATE};
 use drydock_tests::tenant::{Draft, Plan, forge, hand_back_disk};
 use drydock_tests::world::{World, path};
 use garage::{Manifest, Mode};
 use machine::Policy;
 use serde_json::{Value, json};
 use uuid::Uuid;
-
-const USAGE: i32 = 2;
-const REFUSED: i32 = 3;
-const BAD_INPUT: i32 = 4;
-const NOT_FOUND: i32 = 5;
-const WRONG_STATE: i32 = 6;
-const NO_SPACE: i32 = 9;
 
 #[test]
 fn an_export_to_a_file_checks_before_it_changes() -> Result<()> {

@@ -4,15 +4,8 @@ use std::fs;
 
 use anyhow::{Context, Result};
 use drydock_tests::denial::Denials;
+use drydock_tests::exit::{BAD_INPUT, KEY_RELEASE, NO_SPACE, NOT_FOUND, REFUSED, UNREACHABLE, WRONG_STATE};
 use drydock_tests::world::{World, path};
-
-const REFUSED: i32 = 3;
-const BAD_INPUT: i32 = 4;
-const NOT_FOUND: i32 = 5;
-const WRONG_STATE: i32 = 6;
-const KEY_RELEASE: i32 = 7;
-const NO_SPACE: i32 = 9;
-const UNREACHABLE: i32 = 11;
 
 #[test]
 fn an_export_checks_before_it_changes() -> Result<()> {

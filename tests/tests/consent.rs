@@ -5,11 +5,11 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use drydock_tests::console::Console;
 use drydock_tests::denial::Denials;
+use drydock_tests::exit::REFUSED;
 use drydock_tests::images;
 use drydock_tests::process::run;
 use drydock_tests::world::{DVM_ADDRESS, World};
 
-const REFUSED: i32 = 3;
 const SHORT: Duration = Duration::from_secs(120);
 const BOOT: Duration = Duration::from_secs(300);
 const PASSPHRASE: &str = "lantern-42";

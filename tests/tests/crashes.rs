@@ -1,20 +1,16 @@
 //! The agent is killed before and after every step of an export and of a reinstatement. Each time the same command,
 //! run again, completes; and each time `abort` gives the VM back as it was. The points are the journal's own.
 
-use std::io::Read;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use drydock_tests::exit::{NOT_FOUND, WRONG_STATE};
 use drydock_tests::process::Service;
 use drydock_tests::tenant::{Plan, hand_back, repair};
 use drydock_tests::world::{World, path};
 use recovery::Step;
 use serde_json::Value;
-
-const NOT_FOUND: i32 = 5;
-
-const WRONG_STATE: i32 = 6;
 
 const EXPORT: [&str; 5] = ["recovery", "export", "dvm", "--to", "vmre"];
 const EXPORT_COPY: [&str; 6] = ["recovery", "export", "dvm", "--to", "vmre", "--copy"];
@@ -77,11 +73,7 @@ fn an_export_survives_its_agent() -> Result<()> {
 /// A world whose VM has a gigabyte to copy, and that VM as it is.
 fn large() -> Result<(World, Print)> {
     let world = World::new()?;
-    let disk = world.fabric("large.raw");
-    let mut random = std::fs::File::open("/dev/urandom")?.take(1 << 30);
-    std::io::copy(&mut random, &mut std::fs::File::create(&disk)?)?;
-    world.create_vm("dvm", &disk, &["--memory", "256"])?;
-    std::fs::remove_file(&disk)?;
+    world.create_large("dvm", 1024)?;
     world.create_blank("vmre", &["--memory", "1024", "--nested"])?;
     let before = world.fingerprint("vms/dvm")?;
     Ok((world, before))

@@ -8,11 +8,11 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use drydock_tests::exit::WRONG_STATE;
 use drydock_tests::process::run;
 use drydock_tests::world::{World, drydock, path};
 use serde_json::Value;
 
-const WRONG_STATE: i32 = 6;
 const LIMIT: Duration = Duration::from_secs(120);
 
 /// Outcome and remedy of each check, and the exit code.

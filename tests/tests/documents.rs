@@ -4,6 +4,7 @@ use std::fs;
 
 use anyhow::{Context, Result, ensure};
 use drydock_tests::denial::Denials;
+use drydock_tests::exit::{BAD_INPUT, NOT_FOUND, REFUSED, WRONG_STATE};
 use drydock_tests::process::run;
 use drydock_tests::request::{Asker, request};
 use drydock_tests::tenant::{owner, recovery_guardian};
@@ -11,11 +12,6 @@ use drydock_tests::world::{World, drydock, path};
 use key_protector::{Guardian, KeyKind, Protector, Role};
 use recovery::documents::{write_request, write_request_file};
 use time::{Duration, OffsetDateTime};
-
-const REFUSED: i32 = 3;
-const BAD_INPUT: i32 = 4;
-const NOT_FOUND: i32 = 5;
-const WRONG_STATE: i32 = 6;
 
 #[test]
 fn a_grant_answers_a_good_request_only() -> Result<()> {

@@ -5,14 +5,13 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
+use drydock_tests::exit::WRONG_STATE;
 use drydock_tests::faults::{Faulty, MOST, says_why};
 use drydock_tests::garage::Garage;
 use drydock_tests::process::Finished;
 use drydock_tests::world::{World, path};
 use garage::{Device, Direction};
 use recovery::documents::read_grant;
-
-const WRONG_STATE: i32 = 6;
 
 const FINISH: [&str; 2] = ["recovery", "finish"];
 const ABORT: [&str; 3] = ["recovery", "abort", "dvm"];

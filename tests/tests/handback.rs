@@ -4,17 +4,13 @@
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
+use drydock_tests::exit::{BAD_INPUT, KEY_RELEASE, REFUSED, WRONG_STATE};
 use drydock_tests::process::run;
 use drydock_tests::tenant::{Draft, Plan, hand_back, overlay, recovery_guardian, repair, rg_disk};
 use drydock_tests::world::World;
 use machine::Policy;
 use time::{Duration, OffsetDateTime};
 use uuid::Uuid;
-
-const BAD_INPUT: i32 = 4;
-const REFUSED: i32 = 3;
-const WRONG_STATE: i32 = 6;
-const KEY_RELEASE: i32 = 7;
 
 struct Bench {
     world: World,

@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use drydock_tests::denial::Denials;
+use drydock_tests::exit::KEY_RELEASE;
 use drydock_tests::images;
 use drydock_tests::world::{GATEWAY, VMRE_ADDRESS, World, path};
 
-const KEY_RELEASE: i32 = 7;
 const SHORT: Duration = Duration::from_secs(180);
 const BOOT: Duration = Duration::from_secs(300);
 const ATTEST: &str = "drydock host attest --hgs https://10.77.0.1:8444 --hgs-ca /root/hgs-ca.pem --tpm";

@@ -1,7 +1,7 @@
 //! Live migration between two guarded hosts: what goes over the network, who gets it, and where the VM runs when
 //! something breaks on the way.
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use drydock_tests::capture::Capture;
 use drydock_tests::denial::Denials;
+use drydock_tests::exit::{KEY_RELEASE, REFUSED, WRONG_STATE};
 use drydock_tests::host::Host;
 use drydock_tests::images;
 use drydock_tests::process::run;
@@ -23,8 +24,6 @@ const THERE: &str = "10.77.0.2:7446";
 const VARIABLE: &str = "/sys/firmware/efi/efivars/Drydock-6c8ed2f5-7e0f-4f0b-9c0a-2f3b1d1c5a10";
 /// Of the guest's own making in its vTPM.
 const NV: &str = "0x1500016";
-const REFUSED: i32 = 3;
-const KEY_RELEASE: i32 = 7;
 
 /// A second host that takes VMs.
 fn taking(world: &World) -> Result<Host> {
@@ -163,7 +162,7 @@ fn a_host_that_is_not_trusted_takes_nothing() -> Result<()> {
     world.create_blank("dvm", &["--memory", "256"])?;
     let mut denials = Denials::default();
     let migrate = || world.admin(&["vm", "migrate", "dvm", "--to", THERE]);
-    denials.expect("a VM that is off", 6, "vm start", migrate());
+    denials.expect("a VM that is off", WRONG_STATE, "vm start", migrate());
     world.admin(&["vm", "start", "dvm"])?.ok()?;
     denials.expect(
         "nobody there",
@@ -218,12 +217,8 @@ fn a_kept_key_does_not_stay_behind() -> Result<()> {
 fn an_agent_that_dies_on_the_way_leaves_one_vm() -> Result<()> {
     let mut world = World::new()?;
     let mut second = taking(&world)?;
-    let disk = world.fabric("large.raw");
-    let mut random = std::fs::File::open("/dev/urandom")?.take(256 << 20);
-    std::io::copy(&mut random, &mut std::fs::File::create(&disk)?)?;
-    let vm = world.create_vm("dvm", &disk, &["--memory", "256"])?;
+    let vm = world.create_large("dvm", 256)?;
     let id = vm["id"].as_str().context("no id")?.to_owned();
-    std::fs::remove_file(disk)?;
     world.admin(&["vm", "start", "dvm"])?.ok()?;
 
     let mut command = world.admin_command(&["vm", "migrate", "dvm", "--to", THERE, "--json"])?;

@@ -5,13 +5,11 @@ use std::fs;
 
 use anyhow::{Context, Result, ensure};
 use drydock_tests::denial::Denials;
+use drydock_tests::exit::{BAD_INPUT, KEY_RELEASE, USAGE};
 use drydock_tests::tenant::{Plan, hand_back};
 use drydock_tests::world::{World, path};
 use serde_json::{Value, json};
 
-const BAD_INPUT: i32 = 4;
-const KEY_RELEASE: i32 = 7;
-const USAGE: i32 = 2;
 const START: [&str; 3] = ["vm", "start", "dvm"];
 const OFF: [&str; 4] = ["vm", "stop", "dvm", "--force"];
 const KEPT: &str = "vms/dvm/offline.sealed";

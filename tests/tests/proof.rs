@@ -8,12 +8,12 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use drydock_tests::exit::WRONG_STATE;
 use drydock_tests::process::run;
 use drydock_tests::world::World;
 use machine::exposure::{ChannelKind, ExposureReport, ProcessExposure};
 
 const SHORT: Duration = Duration::from_secs(60);
-const WRONG_STATE: i32 = 6;
 
 fn proof(world: &World, name: &str) -> Result<ExposureReport> {
     Ok(serde_json::from_value(world.admin_json(&["vm", "show", name, "--proof"])?)?)

@@ -5,13 +5,12 @@ use std::fs;
 
 use anyhow::{Context, Result, ensure};
 use drydock_tests::denial::Denials;
+use drydock_tests::exit::{BAD_INPUT, WRONG_STATE};
 use drydock_tests::tenant::owner;
 use drydock_tests::world::{World, path};
 use key_protector::{Protector, Role};
 use time::OffsetDateTime;
 
-const BAD_INPUT: i32 = 4;
-const WRONG_STATE: i32 = 6;
 const OFF: [&str; 4] = ["vm", "stop", "dvm", "--force"];
 const START: [&str; 3] = ["vm", "start", "dvm"];
 

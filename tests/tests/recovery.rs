@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use drydock_tests::denial::Denials;
+use drydock_tests::exit::{BAD_INPUT, KEY_RELEASE, MISSING_TOOL, NOT_FOUND, REFUSED, UNREACHABLE, WRONG_STATE};
 use drydock_tests::process::{Finished, run};
 use drydock_tests::ssh::Ssh;
 use drydock_tests::story::Recovery;
@@ -18,12 +19,6 @@ use key_protector::{Protector, signed};
 use recovery::Step;
 use recovery::documents::{RecoveryGrant, read_grant, write_grant};
 
-const REFUSED: i32 = 3;
-const BAD_INPUT: i32 = 4;
-const WRONG_STATE: i32 = 6;
-const KEY_RELEASE: i32 = 7;
-const MISSING_TOOL: i32 = 8;
-const UNREACHABLE: i32 = 11;
 const SHORT: Duration = Duration::from_secs(120);
 const BOOT: Duration = Duration::from_secs(300);
 
@@ -39,7 +34,7 @@ fn tell(recovery: &mut Recovery) -> Result<()> {
     let vmre = recovery.world.ssh(VMRE_ADDRESS)?;
     let mut denials = Denials::default();
     let garage = |args: &str| vmre.run(&format!("drydock {args}"), SHORT);
-    denials.expect("an import before the export", 5, "no RG disk", garage("recovery import"));
+    denials.expect("an import before the export", NOT_FOUND, "no RG disk", garage("recovery import"));
     recovery.export()?;
 
     vmre.ok("mv /var/lib/drydock/garage-key /root/", SHORT)?;
@@ -96,7 +91,7 @@ fn tell(recovery: &mut Recovery) -> Result<()> {
         garage("recovery import --grant /root/early.recovery-grant"),
     );
     recovery.return_home()?;
-    denials.expect("importing what was handed back", 5, "no RG disk", garage("recovery import"));
+    denials.expect("importing what was handed back", NOT_FOUND, "no RG disk", garage("recovery import"));
     denials.close();
     Ok(())
 }

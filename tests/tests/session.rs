@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use drydock_tests::denial::Denials;
+use drydock_tests::exit::{REFUSED, WRONG_STATE};
 use drydock_tests::host::Host;
 use drydock_tests::images;
 use drydock_tests::process::run;
@@ -15,8 +16,6 @@ use drydock_tests::world::{DVM_ADDRESS, World};
 use machine::exposure::ExposureReport;
 use serde_json::{Value, json};
 
-const REFUSED: i32 = 3;
-const WRONG_STATE: i32 = 6;
 const SHORT: Duration = Duration::from_secs(120);
 const BOOT: Duration = Duration::from_secs(400);
 const THERE: &str = "10.77.0.2:7446";

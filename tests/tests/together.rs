@@ -1,30 +1,19 @@
 //! Several people at work on one host.
 
-use std::io::{Read, Write};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use drydock_tests::exit::BUSY;
 use drydock_tests::process::Service;
 use drydock_tests::tenant::{Plan, hand_back, repair};
 use drydock_tests::world::World;
-
-const BUSY: i32 = 10;
 
 /// Two operators run the same command: one goes on, the other is told who is at work.
 #[test]
 fn the_second_operator_is_told_who_is_first() -> Result<()> {
     let world = World::new()?;
-    let disk = world.fabric("large.raw");
     // Large enough that the second one is there long before the first has ended.
-    let mut bytes = vec![0; 64 << 20];
-    std::fs::File::open("/dev/urandom")?.read_exact(&mut bytes)?;
-    let mut file = std::fs::File::create(&disk)?;
-    for _ in 0..48 {
-        file.write_all(&bytes)?;
-    }
-    drop(file);
-    world.create_vm("dvm", &disk, &["--memory", "256"])?;
-    std::fs::remove_file(&disk)?;
+    world.create_large("dvm", 3072)?;
     world.create_blank("vmre", &["--memory", "1024", "--nested"])?;
 
     let export = ["recovery", "export", "dvm", "--to", "vmre", "--copy"];

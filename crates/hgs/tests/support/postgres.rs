@@ -34,6 +34,10 @@ pub async fn database_url() -> String {
 /// Of the server's socket. This module is compiled into several modules of one program: they share a server by way of
 /// a file that is named for the process.
 fn folder() -> String {
+    // nextest has a process for each test, and one server for all of them: see .config/nextest.toml.
+    if let Ok(folder) = std::env::var("DRYDOCK_TEST_POSTGRES") {
+        return folder;
+    }
     let path = std::env::temp_dir().join(format!("drydock-postgres-{}", std::process::id()));
     let lock = File::options().create(true).append(true).open(&path).unwrap();
     lock.lock().unwrap();
