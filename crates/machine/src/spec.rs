@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use crate::error::{Error, Result};
 
-/// The security policy: what whoever runs the host may see of a VM. The owner chooses it, and it is sealed with the
+/// The security policy: what those who run the host may see of a VM. The owner chooses it, and it is sealed with the
 /// VM's state (see [`crate::record`]), so that nobody else can change it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

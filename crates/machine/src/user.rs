@@ -40,8 +40,8 @@ pub(crate) struct Pair {
 }
 
 impl Pair {
-    /// Two UIDs that no process has now. A VM gets the same ones each time while no other process has them: whoever
-    /// creates a VM can choose its id, and must not get another VM's UIDs by that.
+    /// Two UIDs that no process has now. A VM gets the same ones each time while no other process has them. Anyone
+    /// who creates a VM can choose its id, and must not get another VM's UIDs by that.
     pub(crate) fn of(vm: Uuid) -> Result<Self> {
         if !rustix::process::geteuid().is_root() {
             return Ok(Self { qemu: User::Own, swtpm: User::Own });
@@ -119,7 +119,7 @@ pub(crate) fn may_use_kvm() -> bool {
     !rustix::process::geteuid().is_root() || open_to_all || kvm_group().is_some()
 }
 
-/// The UIDs that processes have now, whoever started them.
+/// The UIDs that processes have now.
 fn in_use() -> Result<BTreeSet<u32>> {
     let proc = Path::new("/proc");
     let mut found = BTreeSet::new();

@@ -21,7 +21,7 @@ use super::file_id::{FileId, file_id};
 use super::nodes::VARS_SET;
 use super::qmp::{Command, Qmp, run_state};
 use super::running::RunningVm;
-use super::supervisor::{SWTPM_END, ended, supervise};
+use super::supervisor::{Exit, SWTPM_END, ended, supervise};
 use crate::accel::{Accel, Verdict};
 use crate::disk::{self, CheckedDisk};
 use crate::error::{Error, Result};
@@ -146,11 +146,7 @@ impl Start<'_> {
                     let _ = tokio::time::timeout(SWTPM_END, ended(&mut exit)).await;
                 }
                 drop(kill);
-                let exit = ended(&mut exit).await;
-                Err(match error {
-                    Error::QmpClosed => Error::Ended { reason: exit.reason },
-                    error => error,
-                })
+                Err(not_started(error, ended(&mut exit).await))
             }
         }
     }
@@ -203,6 +199,14 @@ impl Start<'_> {
         let rights = Some(Rights { user: users.qemu, kvm, hidden, directory: None });
         let qemu = Program { name: QEMU, rights, args, fds: inherited, log: log("qemu.log") }.spawn()?;
         Ok(Processes { qemu, swtpm, qmp, console, vars: vars_id })
+    }
+}
+
+/// Why a VM did not start. A closed control channel only says that QEMU has ended; how it ended says more.
+fn not_started(error: Error, exit: Exit) -> Error {
+    match error {
+        Error::QmpClosed => Error::Ended { reason: exit.reason },
+        error => error,
     }
 }
 

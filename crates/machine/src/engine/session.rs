@@ -3,7 +3,7 @@
 //! A session is a port of its own on the VM's virtio-serial controller. The port is plugged in when the session begins
 //! and unplugged at the latest before the next one. Both sides therefore know where a byte stream without frames begins
 //! and ends, and no byte of one session is ever in another: the guest sees it through udev, and a port number is reused
-//! only [`NUMBERS`] sessions later. In QEMU the other end is one of a socket pair, as for every channel.
+//! only 30 sessions later. In QEMU the other end is one of a socket pair, as for every channel.
 
 use serde_json::json;
 use tokio::net::UnixStream;

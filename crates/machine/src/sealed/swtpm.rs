@@ -166,9 +166,9 @@ impl Offline {
             }
             Err(error) => {
                 drop((self.control, self.commands));
-                let said = tokio::time::timeout(END, self.process.child.wait()).await;
+                let exited = tokio::time::timeout(END, self.process.child.wait()).await;
                 self.process.kill().await;
-                let status = match said {
+                let status = match exited {
                     Ok(Ok(status)) => format!("{status}; {error}"),
                     _ => error.to_string(),
                 };

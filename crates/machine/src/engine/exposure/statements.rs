@@ -6,7 +6,7 @@ use super::descriptors::ChannelKind;
 use super::process::{Capabilities, ProcessExposure};
 use super::report::{ExposureReport, Statement};
 use super::subject::Subject;
-use crate::engine::channels;
+use crate::engine::channels::chardevs;
 use crate::spec::ConsoleProfile;
 use crate::user;
 
@@ -107,7 +107,7 @@ fn of_process(name: &str, process: &ProcessExposure) -> Vec<Statement> {
 fn of_machine(report: &ExposureReport, subject: &Subject) -> Vec<Statement> {
     let name = "the machine";
     let sessions = subject.console_profile == ConsoleProfile::Server2019;
-    let channels = channels::chardevs(subject.console, subject.console_profile);
+    let channels = chardevs(subject.console, subject.console_profile);
     let only = format!("no channels except {}", channels.join(", "));
     let others = report.chardevs.iter().map(|c| &c.label).filter(|label| !channels.contains(&label.as_str()));
     let foreign = report.devices.iter().filter(|device| {

@@ -102,12 +102,12 @@ async fn planted_descriptors_are_told() {
         (file.into(), "no file open for writing"),
         (read_only.into(), ""),
     ];
-    for (plant, told) in plants {
+    for (plant, expected) in plants {
         let trial = Trial::start(&["-sandbox", SANDBOX], Some(plant), Some(confined())).await;
         let broken = trial.broken().await;
-        // The last one is the control: a descriptor that is no way in.
-        assert_eq!(broken.len(), usize::from(!told.is_empty()), "{told}: {broken:?}");
-        assert!(broken.iter().all(|b| b.contains(told)), "{told}: {broken:?}");
+        // The last one is the control: a descriptor that is harmless.
+        assert_eq!(broken.len(), usize::from(!expected.is_empty()), "{expected}: {broken:?}");
+        assert!(broken.iter().all(|b| b.contains(expected)), "{expected}: {broken:?}");
         assert!(trial.report().await.qemu.descriptors.iter().any(|d| d.number == EXTRA as u32));
     }
     drop(named);
@@ -121,11 +121,11 @@ async fn planted_devices_and_channels_are_told() {
         (["-device", "VGA,id=screen"], "VGA screen"),
         (["-device", "virtio-rng-pci"], ""),
     ];
-    for (plant, told) in plants {
+    for (plant, expected) in plants {
         let args = [&["-sandbox", SANDBOX][..], &plant].concat();
         let broken = Trial::start(&args, None, Some(confined())).await.broken().await;
-        assert_eq!(broken.len(), usize::from(!told.is_empty()), "{told}: {broken:?}");
-        assert!(broken.iter().all(|b| b.contains(told)), "{told}: {broken:?}");
+        assert_eq!(broken.len(), usize::from(!expected.is_empty()), "{expected}: {broken:?}");
+        assert!(broken.iter().all(|b| b.contains(expected)), "{expected}: {broken:?}");
     }
 }
 
@@ -146,7 +146,7 @@ async fn a_session_is_told_where_the_profile_has_none() {
     assert_eq!(broken.len(), 2, "{broken:?}");
     assert!(broken[0].ends_with("no channels except tpm0, qmp, but session0"), "{broken:?}");
     assert!(broken[1].contains("virtio-serial-pci sessions, virtserialport session-port"), "{broken:?}");
-    // A second channel, or another device on the same controller, is no session.
+    // A second channel, or another device on the same controller, is not a session.
     let more = ["-chardev", "null,id=session1", "-device", "virtconsole,bus=sessions.0,chardev=session1,id=hvc"];
     let trial = Trial::start(&[&sandbox[..], &session, &more].concat(), None, Some(confined())).await;
     let broken = trial.broken_with(ConsoleProfile::Server2019).await;
@@ -170,6 +170,6 @@ async fn a_qemu_that_is_not_confined_is_refused() {
     let first = Trial::start(&["-sandbox", SANDBOX], None, Some(rights)).await;
     assert_eq!(first.broken().await, Vec::<String>::new());
     let second = Trial::start(&["-sandbox", SANDBOX], None, Some(rights)).await;
-    let told = first.broken().await;
-    assert!(told.len() == 1 && told[0].contains(&second.qemu.child.id().unwrap().to_string()), "{told:?}");
+    let shared = first.broken().await;
+    assert!(shared.len() == 1 && shared[0].contains(&second.qemu.child.id().unwrap().to_string()), "{shared:?}");
 }
