@@ -7,7 +7,6 @@ use std::path::Path;
 use std::sync::Arc;
 
 use attestation::HostKey;
-use hgs::client::{HostTpm, KERNEL_LOG};
 use host::Agent;
 use host::keys::{Guarded, HostProof, KeySource, LocalGuardians};
 use host::migration::Destination;
@@ -18,6 +17,7 @@ use outcome::{Context, Error, Kind, Next, Result};
 use recovery::AgentService;
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
+use tpm::{HostTpm, KERNEL_LOG};
 
 use crate::cli::{AccelArg, Host, Service};
 use crate::output::Output;

@@ -1,4 +1,4 @@
-//! What can go wrong on the service's side. What a client sees is in [`crate::client::Error`].
+//! What can go wrong on the service's side. What a client sees is in `hgs_client`.
 
 use std::io;
 use std::net::SocketAddr;

@@ -2,7 +2,6 @@
 //!
 //! * [`Hgs`] is one service: its keys, its store, and what an admin does with them.
 //! * [`server::serve`] puts it on the network.
-//! * [`client::HgsClient`] is a guarded host's side.
 //!
 //! The service believes nothing a host sends until it is attested, and nothing a protector says until every
 //! signature chains to its owner. It answers with keys encrypted to the attested host's identity key, and writes
@@ -21,14 +20,13 @@ mod attest;
 mod audit;
 mod backup;
 mod challenge;
-pub mod client;
 mod error;
 mod files;
 mod hex;
 mod keys;
-mod kps;
 mod permit;
 mod pkcs7;
+mod roll;
 pub mod server;
 mod store;
 mod throttle;
@@ -41,6 +39,5 @@ pub use attestation::tpm::Check;
 pub use admin::{Hgs, InitOptions};
 pub use audit::{Entry, Event};
 pub use error::{Error, Result};
-pub use kps::Document;
 pub use permit::Permit;
 pub use store::{HostEntry, InUse, StoreUrl};

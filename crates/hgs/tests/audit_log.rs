@@ -9,8 +9,8 @@ use attestation::P256Key;
 use aws_lc_rs::digest::{Context, SHA256};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use hgs::client::Error as ClientError;
 use hgs::{Entry, Error, Hgs};
+use hgs_client::Error as ClientError;
 use support::{HOST, World};
 
 /// A log of three rows: the host was added, and attested twice.

@@ -4,8 +4,8 @@
 
 mod support;
 
-use hgs::client::{Error as ClientError, HealthCertificate, HgsClient};
 use hgs::{Error, Permit};
+use hgs_client::{Error as ClientError, HealthCertificate, HgsClient};
 use key_protector::{Protector, Role, signed};
 use support::{World, guardian, now};
 use time::Duration;

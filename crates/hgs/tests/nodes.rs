@@ -12,15 +12,16 @@ use attestation::tpm::{Blob, Context, qualifying_data};
 use attestation::{HostKey, IdentityKey};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use hgs::client::{HgsClient, HostTpm};
 use hgs::server::{self, Serving, Transport};
 use hgs::{Error, Hgs, InitOptions, StoreUrl};
+use hgs_client::HgsClient;
 use key_protector::Protector;
 use reqwest::StatusCode;
 use support::boot::{Machine, boot, log};
 use support::{HOST, World, passphrase, postgres};
 use tempfile::TempDir;
 use tokio::sync::oneshot;
+use tpm::HostTpm;
 
 const ATTEST: &str = "/attestation/v2.0/attest";
 

@@ -7,7 +7,7 @@ mod support;
 use attestation::messages::{AttestationRequest, Reply, Tuple, provided};
 use attestation::{HealthCa, HostKey, IdentityKey};
 use hgs::Hgs;
-use hgs::client::Error;
+use hgs_client::Error;
 use key_protector::{Protector, Role};
 use reqwest::StatusCode;
 use support::{HOST, World, guardian, now, roll_request};

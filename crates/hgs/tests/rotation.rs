@@ -8,9 +8,9 @@ mod support;
 use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 
-use hgs::client::{Error as ClientError, HgsClient};
 use hgs::server::{self, Transport};
 use hgs::{Error, Hgs};
+use hgs_client::{Error as ClientError, HgsClient};
 use key_protector::Protector;
 use support::{World, now};
 use time::Duration;

@@ -9,9 +9,9 @@ use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 
 use attestation::HostKey;
-use hgs::client::{self, HgsClient};
 use hgs::server::{self, Transport};
 use hgs::{Error, Hgs, InitOptions};
+use hgs_client::{self as client, HgsClient};
 use support::{HOST, World};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;

@@ -12,12 +12,13 @@ use attestation::{HostKey, IdentityKey};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use hgs::Error as ServiceError;
-use hgs::client::{Error, HealthCertificate, HostTpm, Status, SubStatus, TpmError};
+use hgs_client::{Error, HealthCertificate, Status, SubStatus};
 use key_protector::Protector;
 use reqwest::StatusCode;
 use support::World;
 use support::boot::{Machine, Measurement, boot, debug_mode, log};
 use time::Duration;
+use tpm::{HostTpm, TpmError};
 
 const ATTEST: &str = "/Attestation/v2.0/attest";
 const BASELINE_PCRS: [u32; 4] = [0, 2, 4, 7];

@@ -6,10 +6,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use attestation::HostKey;
-use hgs::client::{HealthCertificate, HgsClient, HostTpm, Status};
+use hgs_client::{HealthCertificate, HgsClient, Status};
 use key_protector::{Guardian, GuardianKeys, GuardianPublic, KeyKind, Protector, Rolled};
 use time::OffsetDateTime;
 use tokio::task::JoinHandle;
+use tpm::HostTpm;
 use zeroize::Zeroizing;
 
 use crate::offline::OfflineKeys;
@@ -227,7 +228,7 @@ struct Failure {
 }
 
 impl Failure {
-    fn new(message: String, cause: &hgs::client::Error) -> Self {
+    fn new(message: String, cause: &hgs_client::Error) -> Self {
         Failure {
             passing: cause.status() == Status::TransientError,
             silent: cause.is_silence(),
@@ -237,7 +238,7 @@ impl Failure {
     }
 }
 
-fn release_error(message: String, cause: &hgs::client::Error) -> Error {
+fn release_error(message: String, cause: &hgs_client::Error) -> Error {
     Error::new(Kind::KeyRelease, message).caused_by(cause).remedy(cause.remedy())
 }
 

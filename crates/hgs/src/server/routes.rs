@@ -11,15 +11,14 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, get, post};
 use axum::{Json, Router};
+use kps::ApiVersion;
+use kps::wire::{ErrorDocument, HEALTH_CERTIFICATE, SERVICE};
 use tower_http::limit::RequestBodyLimitLayer;
 use tower_http::timeout::TimeoutLayer;
 
 use crate::admin::Hgs;
 use crate::error::{Error, Result};
-use crate::kps::ApiVersion;
-use crate::kps::roll;
-use crate::kps::wire::{ErrorDocument, HEALTH_CERTIFICATE, SERVICE};
-use crate::{attest, tpm_attest};
+use crate::{attest, roll, tpm_attest};
 
 const MAX_BODY: usize = 1 << 20;
 /// Receiving the body included.

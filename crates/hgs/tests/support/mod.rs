@@ -2,6 +2,7 @@
 
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 
+#[path = "../../../tpm/tests/support/boot.rs"]
 pub mod boot;
 pub mod forge;
 pub mod postgres;
@@ -16,9 +17,9 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use attestation::{HostKey, HostKind};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use hgs::client::HgsClient;
 use hgs::server::{self, Serving, Transport};
 use hgs::{Hgs, InitOptions, StoreUrl};
+use hgs_client::HgsClient;
 use key_protector::{Guardian, GuardianPublic, KeyKind, Protector, Role, TransportKey};
 use reqwest::StatusCode;
 use sqlx::{AnyConnection, Connection};

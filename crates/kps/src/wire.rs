@@ -5,7 +5,7 @@ use base64::engine::general_purpose::STANDARD;
 use quick_xml::escape::escape;
 use roxmltree::{Document, Node, ParsingOptions};
 
-use super::release::Sealed;
+use crate::release::Sealed;
 
 const NAMESPACE: &str = "http://schemas.microsoft.com/kps/2014/07/service";
 /// xmlenc 1.1; with SHA-256 as digest and in the mask, see the table in the crate's documentation.
@@ -15,15 +15,15 @@ const AES_256_GCM: &str = "http://www.w3.org/2009/xmlenc11#aes256-gcm";
 const MAX_NODES: u32 = 256;
 
 /// MS-KPS 3.1.5.1.1.3.
-pub(crate) const HEALTH_CERTIFICATE: &str = "HealthCertificateException";
-pub(crate) const INVALID_PROTECTOR: &str = "InvalidProtectorException";
-pub(crate) const INVALID_WRAPPING: &str = "InvalidWrappingException";
+pub const HEALTH_CERTIFICATE: &str = "HealthCertificateException";
+pub const INVALID_PROTECTOR: &str = "InvalidProtectorException";
+pub const INVALID_WRAPPING: &str = "InvalidWrappingException";
 /// Not in the specification: the service's own trouble, no verdict on the request.
-pub(crate) const SERVICE: &str = "ServiceException";
+pub const SERVICE: &str = "ServiceException";
 
 /// What is wrong with a document, in words for whoever sent it.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum Malformed {
+pub enum Malformed {
     #[error("it is not well-formed XML: {0}")]
     NotXml(String),
     #[error("it is not a {0}")]
@@ -37,25 +37,25 @@ pub(crate) enum Malformed {
 }
 
 #[derive(Debug)]
-pub(crate) struct Request {
-    pub(crate) protector: Vec<u8>,
-    pub(crate) health_certificate: Vec<u8>,
+pub struct Request {
+    pub protector: Vec<u8>,
+    pub health_certificate: Vec<u8>,
 }
 
 #[derive(Debug)]
-pub(crate) struct Response {
-    pub(crate) egress_protector: Vec<u8>,
-    pub(crate) sealed: Sealed,
+pub struct Response {
+    pub egress_protector: Vec<u8>,
+    pub sealed: Sealed,
 }
 
 #[derive(Debug)]
-pub(crate) struct ErrorDocument {
-    pub(crate) code: String,
-    pub(crate) message: String,
+pub struct ErrorDocument {
+    pub code: String,
+    pub message: String,
 }
 
 impl Request {
-    pub(crate) fn write(&self) -> Vec<u8> {
+    pub fn write(&self) -> Vec<u8> {
         document(
             "RollTransportKeyRequest",
             &[
@@ -68,7 +68,7 @@ impl Request {
         )
     }
 
-    pub(crate) fn read(bytes: &[u8]) -> Result<Self, Malformed> {
+    pub fn read(bytes: &[u8]) -> Result<Self, Malformed> {
         let xml = parse(bytes)?;
         let mut elements = root(&xml, "RollTransportKeyRequest")?;
         let protector = elements.base64("IngressProtector")?;
@@ -88,7 +88,7 @@ impl Request {
 }
 
 impl Response {
-    pub(crate) fn write(&self) -> Vec<u8> {
+    pub fn write(&self) -> Vec<u8> {
         document(
             "RollTransportKeyResponse",
             &[
@@ -100,7 +100,7 @@ impl Response {
         )
     }
 
-    pub(crate) fn read(bytes: &[u8]) -> Result<Self, Malformed> {
+    pub fn read(bytes: &[u8]) -> Result<Self, Malformed> {
         let xml = parse(bytes)?;
         let mut elements = root(&xml, "RollTransportKeyResponse")?;
         let egress_protector = elements.base64("EgressProtector")?;
@@ -115,14 +115,14 @@ impl Response {
 }
 
 impl ErrorDocument {
-    pub(crate) fn write(&self) -> Vec<u8> {
+    pub fn write(&self) -> Vec<u8> {
         // XML cannot write these, or not so that they are read again, and a refused document may have put some here.
         let safe =
             |text: &str| text.replace(|c: char| c.is_control() || matches!(c, '\u{fffe}' | '\u{ffff}'), "\u{fffd}");
         document("Error", &[("Code", &escape(safe(&self.code))), ("Message", &escape(safe(&self.message)))])
     }
 
-    pub(crate) fn read(bytes: &[u8]) -> Result<Self, Malformed> {
+    pub fn read(bytes: &[u8]) -> Result<Self, Malformed> {
         let xml = parse(bytes)?;
         let mut elements = root(&xml, "Error")?;
         let code = elements.text("Code")?.to_owned();

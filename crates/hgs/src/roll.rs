@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use attestation::Health;
 use key_protector::{Guardian, Protector, Role, Rolled, Wrapping};
+use kps::ApiVersion;
+use kps::release::{self, Binding};
+use kps::wire::{HEALTH_CERTIFICATE, INVALID_PROTECTOR, INVALID_WRAPPING, Request, Response};
 use time::OffsetDateTime;
 
-use super::ApiVersion;
-use super::release::{self, Binding};
-use super::wire::{HEALTH_CERTIFICATE, INVALID_PROTECTOR, INVALID_WRAPPING, Request, Response};
 use crate::admin::{Hgs, blocking};
 use crate::audit::{Event, Record};
 use crate::error::Result;

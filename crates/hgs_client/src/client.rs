@@ -1,9 +1,5 @@
 //! A guarded host's side: proves who it is, and gets transport keys for it.
 
-mod error;
-mod host_tpm;
-mod status;
-
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,17 +9,16 @@ use attestation::{HostKey, IdentityKey};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use key_protector::{GuardianPublic, Protector, Rolled};
+use kps::ApiVersion;
+use kps::release::{self, Binding};
+use kps::wire::{self, ErrorDocument, Request, Response};
 use reqwest::{Certificate, Method, StatusCode, Url, redirect};
 use time::OffsetDateTime;
 use tokio::sync::OnceCell;
+use tpm::HostTpm;
 
-pub use error::{Error, Result};
-pub use host_tpm::{Counter, HostTpm, KERNEL_LOG, Sealed, TpmError};
-pub use status::{Status, SubStatus};
-
-use crate::kps::ApiVersion;
-use crate::kps::release::{self, Binding};
-use crate::kps::wire::{self, ErrorDocument, Request, Response};
+use crate::error::{Error, Result};
+use crate::status::SubStatus;
 
 const CONNECT: Duration = Duration::from_secs(10);
 const TOTAL: Duration = Duration::from_secs(45);

@@ -7,7 +7,8 @@ use aws_lc_rs::rand;
 use key_protector::TransportKey;
 use zeroize::{Zeroize, Zeroizing};
 
-use super::{ApiVersion, payload};
+use crate::payload;
+use crate::version::ApiVersion;
 
 const KEY: usize = 32;
 const TRANSFER_DOMAIN: &[u8] = b"drydock/kps/wrapping-key/1";
@@ -15,18 +16,18 @@ const KEYS_DOMAIN: &str = "drydock/kps/transport-keys/1";
 
 /// As in the response; nothing here is secret.
 #[derive(Debug)]
-pub(crate) struct Sealed {
-    pub(crate) transfer_key: Vec<u8>,
-    pub(crate) wrapping_key: Vec<u8>,
-    pub(crate) transport_keys: Vec<u8>,
+pub struct Sealed {
+    pub transfer_key: Vec<u8>,
+    pub wrapping_key: Vec<u8>,
+    pub transport_keys: Vec<u8>,
 }
 
 /// What the answer is bound to: keys cannot be paired with another protector than the one they belong to.
-pub(crate) struct Binding<'a> {
-    pub(crate) version: ApiVersion,
+pub struct Binding<'a> {
+    pub version: ApiVersion,
     /// `Protector::digest` of what was sent, and of what comes back.
-    pub(crate) ingress: &'a str,
-    pub(crate) egress: &'a str,
+    pub ingress: &'a str,
+    pub egress: &'a str,
 }
 
 impl Binding<'_> {
@@ -36,7 +37,7 @@ impl Binding<'_> {
     }
 }
 
-pub(crate) fn seal(
+pub fn seal(
     to: &IdentityPublic,
     ingress: &TransportKey,
     egress: &TransportKey,
@@ -53,7 +54,7 @@ pub(crate) fn seal(
 }
 
 /// Ingress and egress key; `None` when any layer does not open.
-pub(crate) fn open(by: &IdentityKey, sealed: &Sealed, binding: &Binding<'_>) -> Option<(TransportKey, TransportKey)> {
+pub fn open(by: &IdentityKey, sealed: &Sealed, binding: &Binding<'_>) -> Option<(TransportKey, TransportKey)> {
     let transfer_key = by.decrypt(&sealed.transfer_key).ok()?;
     let wrapping_key = decrypt(&transfer_key, TRANSFER_DOMAIN, &sealed.wrapping_key)?;
     let keys = decrypt(&wrapping_key, &binding.bytes(), &sealed.transport_keys)?;

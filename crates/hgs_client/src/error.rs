@@ -2,7 +2,9 @@
 
 use std::error::Error as StdError;
 
-use super::{Status, SubStatus, TpmError};
+use tpm::TpmError;
+
+use crate::status::{Status, SubStatus};
 
 pub type Result<T> = std::result::Result<T, Error>;
 
@@ -59,7 +61,7 @@ pub enum Error {
 }
 
 impl Error {
-    pub(super) fn from_transport(url: &str, source: reqwest::Error) -> Self {
+    pub(crate) fn from_transport(url: &str, source: reqwest::Error) -> Self {
         let url = url.to_owned();
         // The URL is in our own message.
         let source = source.without_url();

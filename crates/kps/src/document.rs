@@ -1,11 +1,9 @@
-//! Key protection: MS-KPS.
-
-pub(crate) mod payload;
-pub(crate) mod release;
-pub(crate) mod roll;
-pub(crate) mod wire;
+//! Any of the documents, read and written again: what fuzzing and properties need.
 
 use zeroize::Zeroizing;
+
+use crate::version::ApiVersion;
+use crate::{payload, wire};
 
 /// The documents of key protection that one side reads from the other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,31 +34,6 @@ impl Document {
             Document::Error => wire::ErrorDocument::read(bytes).ok().map(|document| document.write().into()),
             Document::PayloadV1 => payload(ApiVersion::V1),
             Document::PayloadV2 => payload(ApiVersion::V2),
-        }
-    }
-}
-
-/// Which of the two forms of `rolltransportkey` was called (MS-KPS 2.2.3.10).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum ApiVersion {
-    V1,
-    V2,
-}
-
-impl ApiVersion {
-    /// Reads the version part of the path, `v1.0` or `v2.0`.
-    pub(crate) fn from_path(text: &str) -> Option<Self> {
-        match text {
-            "v1.0" => Some(ApiVersion::V1),
-            "v2.0" => Some(ApiVersion::V2),
-            _ => None,
-        }
-    }
-
-    pub(crate) fn number(self) -> u32 {
-        match self {
-            ApiVersion::V1 => 1,
-            ApiVersion::V2 => 2,
         }
     }
 }

@@ -94,7 +94,7 @@ pub enum SubStatus {
 
 impl SubStatus {
     /// What a service's reason means (MS-HGSA 2.2.2.13).
-    pub(super) fn of(reason: &EvaluationLog) -> Self {
+    pub(crate) fn of(reason: &EvaluationLog) -> Self {
         let guid = STANDARD.decode(&reason.reason).unwrap_or_default();
         match Check::ALL.into_iter().find(|check| check.guid().as_slice() == guid) {
             Some(Check::SecureBoot) => SubStatus::SecureBoot,

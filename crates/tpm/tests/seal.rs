@@ -3,10 +3,12 @@
 
 #![allow(clippy::unwrap_used)]
 
-mod support;
+#[path = "support/boot.rs"]
+#[allow(dead_code, unreachable_pub)]
+mod boot;
 
-use hgs::client::{Counter, HostTpm, TpmError};
-use support::boot::{Machine, boot};
+use boot::{Machine, boot};
+use tpm::{Counter, HostTpm, TpmError};
 use uuid::Uuid;
 
 const SECRET: &[u8; 32] = b"the key of what this host keeps.";

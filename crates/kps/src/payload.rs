@@ -8,7 +8,7 @@
 use key_protector::TransportKey;
 use zeroize::{Zeroize, Zeroizing};
 
-use super::ApiVersion;
+use crate::version::ApiVersion;
 
 const KEY: usize = 32;
 const KEYS: usize = 2;
