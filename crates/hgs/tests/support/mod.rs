@@ -4,6 +4,7 @@
 
 #[path = "../../../tpm/tests/support/boot.rs"]
 pub mod boot;
+pub mod fabric;
 pub mod forge;
 pub mod postgres;
 pub mod schema;
