@@ -231,8 +231,8 @@ impl Failure {
     fn new(message: String, cause: &hgs_client::Error) -> Self {
         Failure {
             passing: cause.status() == Status::TransientError,
-            silent: cause.is_silence(),
-            verdict: cause.is_verdict(),
+            silent: cause.is_unreachable(),
+            verdict: cause.is_denied(),
             error: release_error(message, cause),
         }
     }

@@ -1,27 +1,32 @@
-//! Any of the documents, read and written again: what fuzzing and properties need.
+//! Any of the documents, read and written again, for fuzz targets and properties.
 
 use zeroize::Zeroizing;
 
+use crate::payload;
 use crate::version::ApiVersion;
-use crate::{payload, wire};
+use crate::wire::{ErrorDocument, RollRequest, RollResponse};
 
 /// The documents of key protection that one side reads from the other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Document {
+    /// What a host asks.
     RollRequest,
+    /// What it gets.
     RollResponse,
+    /// Why it gets nothing.
     Error,
-    /// What the transport keys are wrapped in, once decrypted.
+    /// Two transport keys in version 1 of the interface, once decrypted.
     PayloadV1,
+    /// The same in version 2.
     PayloadV2,
 }
 
 impl Document {
-    /// All of them.
+    /// Every kind.
     pub const ALL: [Document; 5] =
         [Document::RollRequest, Document::RollResponse, Document::Error, Document::PayloadV1, Document::PayloadV2];
 
-    /// Reads `bytes` as service or client would and writes down what was understood; `None` for what they refuse.
+    /// Reads `bytes` as service or client would and writes what was understood; `None` for what they refuse.
     #[must_use]
     pub fn respell(self, bytes: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
         let payload = |version| {
@@ -29,9 +34,9 @@ impl Document {
             Some(payload::write(version, &ingress, &egress))
         };
         match self {
-            Document::RollRequest => wire::Request::read(bytes).ok().map(|document| document.write().into()),
-            Document::RollResponse => wire::Response::read(bytes).ok().map(|document| document.write().into()),
-            Document::Error => wire::ErrorDocument::read(bytes).ok().map(|document| document.write().into()),
+            Document::RollRequest => RollRequest::read(bytes).ok().map(|document| document.write().into()),
+            Document::RollResponse => RollResponse::read(bytes).ok().map(|document| document.write().into()),
+            Document::Error => ErrorDocument::read(bytes).ok().map(|document| document.write().into()),
             Document::PayloadV1 => payload(ApiVersion::V1),
             Document::PayloadV2 => payload(ApiVersion::V2),
         }

@@ -1,38 +1,37 @@
-//! What the service knows and has done, in SQLite or PostgreSQL. The SQL is the part that both have.
-
-mod answered;
-mod engine;
-mod hosts;
-mod log;
-mod permits;
-mod policy;
-mod protectors;
+//! The store, and whose it is.
 
 use std::path::Path;
 use std::sync::Mutex;
 
 use sqlx::Row;
-use time::OffsetDateTime;
 
-use crate::audit::{AuditKey, Event, Record};
+use super::engine::{Database, StoreUrl};
+use crate::audit::{AuditKey, GENESIS};
 use crate::error::{Error, Result};
 
-use engine::Database;
-
-pub use engine::StoreUrl;
-pub use hosts::HostEntry;
-pub use protectors::InUse;
-pub(crate) use protectors::{Egress, REFUSE, Release, STALE, key_id};
-
+/// An open store.
 pub(crate) struct Store {
-    database: Database,
-    key: AuditKey,
+    pub(super) database: Database,
+    pub(super) key: AuditKey,
     /// The newest row that this process wrote.
-    seen: Mutex<log::Head>,
+    pub(super) seen: Mutex<Head>,
+}
+
+/// The last row of the audit log.
+pub(super) struct Head {
+    pub(super) seq: i64,
+    pub(super) hash: String,
+}
+
+impl Default for Head {
+    /// Of an empty log.
+    fn default() -> Self {
+        Head { seq: 0, hash: GENESIS.to_owned() }
+    }
 }
 
 impl Store {
-    /// Opens the store: in `dir`, or where `url` says. A new one belongs to the service with this key from now on.
+    /// Opens the store in `dir`, or at `url`. A new one belongs to the service with this key from now on.
     pub(crate) async fn open(dir: &Path, url: Option<&StoreUrl>, key: AuditKey) -> Result<Self> {
         let store = Store { database: Database::open(dir, url).await?, key, seen: Mutex::default() };
         store.claim().await?;
@@ -57,29 +56,4 @@ impl Store {
     pub(crate) async fn close(&self) {
         self.database.pool.close().await;
     }
-
-    /// A setting that all nodes share; `None` when it was never made.
-    pub(crate) async fn setting(&self, name: &str) -> Result<Option<String>> {
-        let statement = sqlx::query("SELECT value FROM settings WHERE name = $1").bind(name.to_owned());
-        let row = statement.fetch_optional(&self.database.pool).await?;
-        Ok(row.map(|row| row.try_get(0)).transpose()?)
-    }
-
-    pub(crate) async fn set_setting(&self, name: &str, value: &str, now: OffsetDateTime) -> Result<()> {
-        let mut transaction = self.database.begin().await?;
-        sqlx::query(
-            "INSERT INTO settings (name, value) VALUES ($1, $2) ON CONFLICT (name) DO UPDATE SET value = excluded.value",
-        )
-        .bind(name.to_owned())
-        .bind(value.to_owned())
-        .execute(&mut *transaction)
-        .await?;
-        let record = Record { why: format!("setting '{name}' is '{value}'"), ..Record::default() };
-        self.conclude(transaction, Event::PolicyChanged, record, now).await
-    }
-}
-
-/// A time out of range was not written by us; in the audit log the row's hash will not match.
-fn instant(seconds: i64) -> OffsetDateTime {
-    OffsetDateTime::from_unix_timestamp(seconds).unwrap_or(OffsetDateTime::UNIX_EPOCH)
 }
