@@ -129,8 +129,8 @@ impl HealthCa {
         Ok(certificate.der().to_vec())
     }
 
-    /// Checks everything that the certificate alone can show. Whether the host is *still* registered, the caller asks its
-    /// store.
+    /// Checks everything that the certificate alone can show. Whether the host is *still* registered, the caller asks
+    /// its store.
     ///
     /// # Errors
     /// `NotCertificate`, `ForeignIssuer`, `NotYetValid`, `Expired`, `NoHostBinding`, `NotIdentityKey`.
@@ -182,8 +182,8 @@ fn parse(der: &[u8]) -> Result<X509Certificate<'_>> {
     }
 }
 
-/// The signature covers what is certified, not what is wrapped around it, and the parser is lenient about the latter: the
-/// outer tags and the outer algorithm must be the ones that [`HealthCa::issue`] writes.
+/// The signature covers what is certified, not what is wrapped around it, and the parser is lenient about the latter:
+/// the outer tags and the outer algorithm must be the ones that [`HealthCa::issue`] writes.
 fn is_spelled_as_issued(der: &[u8], certificate: &X509Certificate<'_>) -> bool {
     let signature = [&[0], certificate.signature_value.data.as_ref()].concat();
     let signature = element(BIT_STRING, &signature);

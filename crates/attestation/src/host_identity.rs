@@ -3,7 +3,7 @@
 use crate::error::Result;
 use crate::host_key::HostPublicKey;
 use crate::messages::{MODE_HOST_KEY, MODE_TPM};
-use crate::tpm::EkPublic;
+use crate::tpm::keys::EkPublic;
 
 /// The kind of key that identifies a host, and with it the kind of evidence that it gives. A service accepts one kind
 /// (MS-HGSA 1.5).

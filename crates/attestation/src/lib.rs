@@ -1,8 +1,9 @@
 //! The evidence that a host gives of what it is, and how the Host Guardian Service judges it. No I/O, no clock.
 //!
-//! The protocol is MS-HGSA v2.0. In host-key mode (section 3.1.5.3) a host proves that it holds the private half of a key
-//! that the fabric admin registered; in TPM mode (section 3.1.5.1, see [`tpm`]) that it is the machine with a registered
-//! TPM, and how it was started. Each is a [`Claim`] and a [`Verifier`]; see there for how a further kind is added.
+//! The protocol is MS-HGSA v2.0. In host-key mode (section 3.1.5.3) a host proves that it holds the private half of a
+//! key that the fabric admin registered; in TPM mode (section 3.1.5.1, see [`tpm`]) that it is the machine with a
+//! registered TPM, and how it was started. Each is a [`Claim`] and a [`Verifier`]; see there for how a further kind is
+//! added.
 //!
 //! Either way the host asks for a *health certificate* over another key, which it makes for each run of the agent.
 //! Transport keys are later encrypted to that second key, so an old recording of the network and a stolen host key

@@ -107,8 +107,8 @@ pub enum Reply {
         #[serde(rename = "SupportedFunctionalLevels")]
         supported_functional_levels: Vec<u32>,
     },
-    /// The host is to continue (MS-HGSA 2.2.2.6). The specification has it for v1.0 only and names nothing else for a second
-    /// step in v2.0.
+    /// The host is to continue (MS-HGSA 2.2.2.6). The specification has it for v1.0 only and names nothing else for a
+    /// second step in v2.0.
     #[serde(rename = "TpmReplyContinue:#Microsoft.Windows.RemoteAttestation.Core")]
     TpmContinue {
         /// Base64 of a [`Context`](crate::tpm::Context).

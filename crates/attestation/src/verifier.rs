@@ -5,8 +5,8 @@
 //!                     well-formed   host known     proven
 //! ```
 //!
-//! The types are the order: there is no [`Evidence`] without a [`Verifier`] that passed it, and nothing to pass to one
-//! before the store was asked for the host.
+//! The types enforce the order: only a [`Verifier`] makes [`Evidence`], and it judges only claims of hosts that were
+//! found in the store.
 //!
 //! | Kind of evidence | Claim | Verifier |
 //! |---|---|---|

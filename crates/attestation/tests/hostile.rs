@@ -241,7 +241,7 @@ fn logs_are_bounded_and_their_errors_say_where() {
     let many = vec![(0, 13, Vec::new()); 8193];
     assert_eq!(EventLog::parse(&log(&many)), Err(LogError::TooMany));
     assert_eq!(EventLog::parse(&log(&[(0, 13, vec![]), (24, 13, vec![])])), Err(LogError::NoSuchPcr(2, 24)));
-    // An event's length that is larger than what is there, up to the largest number.
+    // An event's length beyond the end of the log, up to the largest number.
     for length in [1_u32, 0x7fff_ffff, u32::MAX] {
         let mut bytes = log(&[(0, 13, vec![])]);
         let at = bytes.len() - 4;

@@ -69,8 +69,8 @@ pub struct Hgs {
 }
 
 impl Hgs {
-    /// Makes a service in `dir`, which must be empty or not exist. If it fails half-way, it leaves nothing behind; if it is
-    /// killed, a directory whose name ends in `.new-…`.
+    /// Makes a service in `dir`, which must be empty or not exist. If it fails half-way, it leaves nothing behind; if
+    /// it is killed, a directory whose name ends in `.new-…`.
     ///
     /// # Errors
     /// `AlreadyThere`, `Certificate` (a server name is not valid), `Io`, `Store`.
@@ -235,8 +235,8 @@ impl Hgs {
         Ok(permit)
     }
 
-    /// All keys and settings of the service, for a backup or for a further node, encrypted under a passphrase. The content
-    /// of the store is not included.
+    /// All keys and settings of the service, for a backup or for a further node, encrypted under a passphrase. The
+    /// content of the store is not included.
     ///
     /// # Errors
     /// `ShortPassphrase`, `Io`, `Store`.
@@ -248,8 +248,8 @@ impl Hgs {
         Ok(exported)
     }
 
-    /// Makes a service in `dir` with the keys of another node, or of one that was lost. `store` replaces the store of the
-    /// exported service.
+    /// Makes a service in `dir` with the keys of another node, or of one that was lost. `store` replaces the store of
+    /// the exported service.
     ///
     /// # Errors
     /// `AlreadyThere`, `NotAnExport`, `ExportSealed`, `ForeignStore`, `Io`, `Store`.
@@ -301,8 +301,8 @@ impl Hgs {
         self.keys.guardians.iter().map(|guardian| guardian.public().clone()).collect()
     }
 
-    /// Makes a new guardian, which becomes the primary one at the next start of the service. The old ones still open the
-    /// protectors that are not granted to the new one.
+    /// Makes a new guardian, which becomes the primary one at the next start of the service. The old ones still open
+    /// the protectors that are not granted to the new one.
     ///
     /// # Errors
     /// `Guardian`, `Io`, `Store`.
@@ -323,8 +323,8 @@ impl Hgs {
         if known { Ok(()) } else { Err(Error::GuardianMissing { fingerprint }) }
     }
 
-    /// Destroys the key of a guardian that is not the primary one; the running service forgets it at its next start. This
-    /// service never again opens what only that guardian can open.
+    /// Destroys the key of a guardian that is not the primary one; the running service forgets it at its next start.
+    /// This service never again opens what only that guardian can open.
     ///
     /// # Errors
     /// `NoSuchGuardian`, `PrimaryGuardian`, `GuardianInUse` (unless forced), `Io`, `Store`.
@@ -367,8 +367,8 @@ impl Hgs {
         self.store.audit(last).await
     }
 
-    /// Checks that nobody changed, removed or inserted rows of the audit log, and returns the hash of the last one. Rows cut
-    /// off at the end are noticed only by comparison with a hash that was kept elsewhere.
+    /// Checks that no row of the audit log was changed, removed or inserted by others, and returns the hash of the last
+    /// one. Rows cut off at the end are noticed only by comparison with a hash that was kept elsewhere.
     ///
     /// # Errors
     /// `AuditBroken`, `AuditForged`, `Store`.
@@ -376,8 +376,8 @@ impl Hgs {
         self.store.verify_audit(None).await.map(|(_, head)| head)
     }
 
-    /// The same, compared with a hash that was kept elsewhere: this also finds rows that were cut off at the end, or a log
-    /// that was rewritten. Returns the number of rows and the hash to keep next.
+    /// The same, compared with a hash that was kept elsewhere: this also finds rows that were cut off at the end, or a
+    /// log that was rewritten. Returns the number of rows and the hash to keep next.
     ///
     /// # Errors
     /// `AuditBroken`, `AuditForged`, `AuditCut`, `Store`.

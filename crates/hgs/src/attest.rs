@@ -1,5 +1,5 @@
-//! The attestation service: MS-HGSA 3.1.5.3 (host key), 3.1.5.4 (getinfo), 3.1.5.5 (signing certificates), and what is the
-//! same for every kind of evidence. The exchange of TPM mode is in [`crate::tpm_attest`].
+//! The attestation service: MS-HGSA 3.1.5.3 (host key), 3.1.5.4 (getinfo), 3.1.5.5 (signing certificates), and what is
+//! the same for every kind of evidence. The exchange of TPM mode is in [`crate::tpm_attest`].
 
 use attestation::messages::{AttestationRequest, RESULT_ENCRYPTION_CERTIFICATE, Reply, Tuple};
 use attestation::{Claim, Evidence, HostKeyClaim, HostKeyVerifier, Refusal, Registered, Verifier};
@@ -9,8 +9,8 @@ use crate::audit::{Event, Record};
 use crate::error::Result;
 use crate::pkcs7;
 
-/// A request that went as far as the store: the registered host that it claims to be from, and the row to write about it.
-/// Otherwise the reply that refuses it.
+/// A request that went as far as the store: the registered host that it claims to be from, and the row to write about
+/// it. Otherwise the reply that refuses it.
 type Identified<C> = std::result::Result<(Registered<C>, Record), Reply>;
 
 /// Judges one request of host-key mode and writes the decision down.

@@ -1,6 +1,6 @@
 //! What the service did and refused. Each row hashes the one before it, so that none can be removed or changed without
-//! breaking all later ones. Each row is signed, so that write access to the store without the key is not enough to rewrite
-//! them. Comparison with a last hash that was kept elsewhere also reveals rows that were cut off at the end.
+//! breaking all later ones. Each row is signed, so that write access to the store without the key is not enough to
+//! rewrite them. Comparison with a last hash that was kept elsewhere also reveals rows that were cut off at the end.
 
 use attestation::P256Key;
 use aws_lc_rs::digest::{Context, SHA256, digest};

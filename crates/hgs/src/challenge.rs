@@ -1,6 +1,6 @@
-//! The challenges of TPM mode. The service stores none of them: its state travels with the host, sealed under a key that
-//! all nodes have, so that the answer may reach another node than the one that made the challenge. The store only knows
-//! which ones have been answered, so that none is answered twice.
+//! The challenges of TPM mode. The service stores none of them: its state travels with the host, sealed under a key
+//! that all nodes have, so that the answer may reach another node than the one that made the challenge. The store only
+//! knows which ones have been answered, so that none is answered twice.
 
 use attestation::IdentityPublic;
 use attestation::tpm::{AkPublic, EkPublic};

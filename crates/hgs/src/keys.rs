@@ -17,8 +17,8 @@ use crate::files;
 use crate::store::StoreUrl;
 use crate::tls::TlsCa;
 
-/// The fabric guardian and the attestation CA have a file each, so that one can be moved to better protection without the
-/// other.
+/// The fabric guardian and the attestation CA have a file each, so that one can be moved to better protection without
+/// the other.
 const GUARDIAN: &str = "guardian.pem";
 const ATTESTATION_CA: &str = "attestation-ca.pem";
 const TLS_CA: &str = "tls-ca.pem";
@@ -134,8 +134,8 @@ impl Keys {
         &self.guardians[0]
     }
 
-    /// Makes a guardian in `dir` that becomes the primary one at the next start. Its key is on disk before the settings name
-    /// it: a crash in between leaves a file that nothing refers to.
+    /// Makes a guardian in `dir` that becomes the primary one at the next start. Its key is on disk before the settings
+    /// name it: a crash in between leaves a file that nothing refers to.
     pub(crate) fn rotate(dir: &Path, now: OffsetDateTime, lifetime: Duration) -> Result<GuardianPublic> {
         let mut keys = Keys::load(dir)?;
         let guardian = new_guardian(keys.primary().public().name(), now, lifetime)?;

@@ -4,8 +4,8 @@
 //! * [`server::serve`] puts it on the network.
 //!
 //! The service trusts nothing that a host sends until the host is attested, and nothing in a protector until every
-//! signature chains to its owner. Keys in its answers are encrypted to the attested host's identity key, and every release
-//! and refusal is written down *before* the answer leaves.
+//! signature chains to its owner. Keys in its answers are encrypted to the attested host's identity key, and every
+//! release and refusal is written down *before* the answer leaves.
 //!
 //! # Place
 //!
@@ -16,9 +16,8 @@
 //! Guarded hosts do not use this crate: their side is `hgs_client`.
 //!
 //! ```text
-//! server ─▶ attest, tpm_attest ─┐                 ┌─▶ audit log
-//!        └▶ roll ───────────────┴▶ record ─▶ store ┤
-//!                                  admin ─▶ store ─┘   hosts, policy, protectors, permits
+//! server ─┬▶ attest, tpm_attest ─┬▶ record ─┬▶ store: audit log, hosts, policy, protectors, permits
+//!         └▶ roll ───────────────┘  admin ──┘
 //! ```
 //!
 //! Every attestation, release and refusal passes one function, `observe` in `record.rs`: an observer (metrics) hooks in

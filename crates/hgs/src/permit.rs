@@ -66,7 +66,8 @@ impl Permit {
         signed::sign(KIND, &payload, owner).map_err(Error::Permit)
     }
 
-    /// Reads a permit that some owner signed. Whether that is the protector's owner is checked when the protector comes.
+    /// Reads a permit that some owner signed. Whether that is the protector's owner is checked when the protector
+    /// comes.
     ///
     /// # Errors
     /// `Permit`, `BadPermit`, `PermitExpired`.

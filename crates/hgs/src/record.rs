@@ -1,9 +1,10 @@
 //! The one way by which the service writes down what it decided about a host: each attestation, each release, each
 //! refusal.
 //!
-//! Whatever is decided passes [`observe`] once it is written. **An observer hooks in there** (metrics, for one): it sees
-//! every decision, also those of a flood that the audit log does not keep. What an admin does (hosts, policy, guardians)
-//! is written by the [store](crate::store) in the transaction that does it, and is not a decision about a host.
+//! Whatever is decided passes [`observe`] once it is written. **An observer hooks in there** (metrics, for one): it
+//! sees every decision, also those of a flood that the audit log does not keep. What an admin does (hosts, policy,
+//! guardians) is written by the [store](crate::store) in the transaction that does it, and is not a decision about a
+//! host.
 
 use std::sync::PoisonError;
 use std::time::Instant;

@@ -107,8 +107,8 @@ async fn admit(
     Ok(Ok((request, health)))
 }
 
-/// Checks what is asked for (a protector in which every signature chains to its owner, with a wrapping for us) and rolls
-/// it.
+/// Checks what is asked for (a protector in which every signature chains to its owner, with a wrapping for us) and
+/// rolls it.
 fn release(
     hgs: &Hgs,
     version: ApiVersion,

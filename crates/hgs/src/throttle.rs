@@ -1,5 +1,5 @@
-//! Limits how many refusals of untrusted peers are written down. Anyone on the network can be refused any number of times;
-//! the audit log must not fill the disk because of that.
+//! Limits how many refusals of untrusted peers are written down. Anyone on the network can be refused any number of
+//! times; the audit log must not fill the disk because of that.
 
 use std::time::{Duration, Instant};
 

@@ -119,7 +119,7 @@ async fn a_signature_that_is_not_the_services_is_found() {
     }
 }
 
-/// The chain alone anybody can make anew; the rows that were not changed keep their signatures, which are over other
+/// Anyone can rebuild the chain alone; the rows that were not changed keep their signatures, which are over other
 /// hashes.
 #[tokio::test]
 async fn a_chain_made_anew_without_the_key_is_found() {

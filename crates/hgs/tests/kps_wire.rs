@@ -112,7 +112,7 @@ async fn each_version_answers_with_its_own_payload() {
             1 => assert_eq!(payload.len(), 80),
             _ => assert_eq!((payload.len(), number(80)), (84, 0)),
         }
-        // Not under the other version's name, and not beside another protector.
+        // Not under the other version's name, and not with another protector.
         let sealed = element(answer, "EncryptedTransportKeys");
         assert!(open(&wrapping_key, &binding.replace("/1|", "/1|9"), &sealed).is_none());
         let swapped = format!("drydock/kps/transport-keys/1|{version}|{}|{}", egress.digest(), protector.digest());

@@ -103,7 +103,7 @@ impl Api {
     }
 }
 
-/// Requests in which the service needs its store get no verdict from now on.
+/// From now on the service cannot decide requests for which it needs its store.
 async fn break_store(world: &World) {
     sqlx::query("DROP TABLE hosts").execute(&mut world.store().await).await.unwrap();
 }

@@ -157,7 +157,7 @@ async fn an_attestation_key_of_another_tpm_proves_nothing() {
     let evidence = replaced(&replaced(&evidence, Blob::Quote, quote), Blob::Signature, signature);
     let (_, reply) = fabric.send(&Context::new(challenge.state.clone(), evidence.clone())).await;
     assert!(message(&reply).contains("not signed by the attestation key"), "{reply:?}");
-    // With the thief's key beside it, it is no longer the key that the challenge was for.
+    // With the thief's key in its place, it is no longer the key that the challenge was for.
     let evidence = replaced(&evidence, Blob::AttestationKey, private.ak());
     let (_, reply) = fabric.send(&Context::new(challenge.state, evidence)).await;
     assert!(message(&reply).contains("not made by this service for these keys"), "{reply:?}");

@@ -110,7 +110,7 @@ async fn replies_of_tpm_mode_have_the_published_shapes() {
     assert_eq!(status, StatusCode::BAD_REQUEST);
     assert!(answer.starts_with(payload_error), "{answer}");
 
-    // The other modes are told which one it is.
+    // Requests of the other modes are answered with the right one.
     for path in ["/Attestation/v2.0/hostkeyattest", "/Attestation/v1.0/domainattest"] {
         let (status, answer) = fabric.world.post(path, request.to_string()).await;
         assert_eq!(status, StatusCode::BAD_REQUEST);

@@ -57,8 +57,8 @@ impl HealthCertificate {
 }
 
 impl HgsClient {
-    /// A client of the service at `url`. `ca_pem` is the service's `hgs-ca.pem`: with it, no other authority is trusted;
-    /// without it, the system's authorities are.
+    /// A client of the service at `url`. `ca_pem` is the service's `hgs-ca.pem`: with it, no other authority is
+    /// trusted; without it, the system's authorities are.
     ///
     /// # Errors
     /// `BadUrl`, `PlainHttp` (in the clear to another machine), `BadCa`.
@@ -200,7 +200,8 @@ impl HgsClient {
         Ok(Rolled { ingress, egress_protector, egress })
     }
 
-    /// The service's fabric guardian (MS-KPS 3.2.5.2). Compare its fingerprint out of band before granting anything to it.
+    /// The service's fabric guardian (MS-KPS 3.2.5.2). Compare its fingerprint out of band before granting anything to
+    /// it.
     ///
     /// # Errors
     /// `Unreachable`, `NotAnAnswer`.

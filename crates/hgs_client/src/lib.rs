@@ -9,8 +9,8 @@
 //! host, drydock ──▶ hgs_client ──▶ kps, attestation (the messages), tpm (the evidence), key_protector
 //! ```
 //!
-//! It shares the messages with the service's crate, `hgs`, and nothing else. It believes no answer: the egress protector
-//! has to verify and to have the same owner, and its keys have to be encrypted to this host.
+//! It shares the messages with the service's crate, `hgs`, and nothing else. It believes no answer: the egress
+//! protector has to verify and to have the same owner, and its keys have to be encrypted to this host.
 
 #![warn(missing_docs)]
 

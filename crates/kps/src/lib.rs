@@ -12,7 +12,7 @@
 //!                                                  └─▶ key_protector (transport keys)
 //! ```
 //!
-//! Protectors and health certificates are bytes here; whoever reads a message judges them.
+//! Protectors and health certificates are bytes here; the reader of a message judges them.
 //!
 //! # What MS-KPS leaves open
 //!

@@ -39,8 +39,8 @@ pub(crate) fn write(version: ApiVersion, ingress: &TransportKey, egress: &Transp
     payload
 }
 
-/// Ingress and egress key; `None` for anything but exactly two keys of our length, in the requested version. Policies are
-/// refused: none is known, and a policy that is ignored is broken.
+/// Ingress and egress key; `None` for anything but exactly two keys of our length, in the requested version. Policies
+/// are refused: none is known, and a policy that is ignored is broken.
 pub(crate) fn read(version: ApiVersion, payload: &[u8]) -> Option<(TransportKey, TransportKey)> {
     let size = match version {
         ApiVersion::V1 => V1_SIZE,

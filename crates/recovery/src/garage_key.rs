@@ -183,7 +183,7 @@ async fn tpm(dir: &Path, args: &[&str]) -> Result<()> {
         TpmError::Failed { message, .. } => {
             Error::new(Kind::Internal, format!("the vTPM refused `tpm2 {command}`: {message}")).remedy(OTHER_VTPM)
         }
-        error => Error::new(Kind::Internal, format!("`tpm2 {command}` did not end as it should"))
+        error => Error::new(Kind::Internal, format!("`tpm2 {command}` did not complete"))
             .caused_by(&error)
             .remedy(OTHER_VTPM),
     })

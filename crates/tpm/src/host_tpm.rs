@@ -17,8 +17,8 @@ pub const KERNEL_LOG: &str = "/sys/kernel/security/tpm0/binary_bios_measurements
 /// What tpm2-tools expect before the two TPM2Bs in a credential file: a magic number and a version.
 const CREDENTIAL_HEADER: [u8; 8] = [0xba, 0xdc, 0xc0, 0xde, 0, 0, 0, 1];
 
-/// A TPM with its endorsement key, and the attestation key that [`make_attestation_key`](Self::make_attestation_key) made
-/// last.
+/// A TPM with its endorsement key, and the attestation key that [`make_attestation_key`](Self::make_attestation_key)
+/// made last.
 pub struct HostTpm {
     pub(crate) tcti: Option<String>,
     event_log: PathBuf,
@@ -29,8 +29,8 @@ pub struct HostTpm {
 }
 
 impl HostTpm {
-    /// Opens the TPM. `tcti` names it as tpm2-tools do (`device:/dev/tpmrm0`, which is also the default); `event_log` is
-    /// the file with the firmware's log, on Linux [`KERNEL_LOG`].
+    /// Opens the TPM. `tcti` names it as tpm2-tools do (`device:/dev/tpmrm0`, which is also the default); `event_log`
+    /// is the file with the firmware's log, on Linux [`KERNEL_LOG`].
     ///
     /// # Errors
     /// `NoTool`, `Failed`, `TimedOut`, `File`, `EndorsementKey`.

@@ -1,5 +1,5 @@
-//! What a host keeps sealed, against real TPMs (swtpm): it opens in this TPM, after this boot, until the counter's next
-//! step, and never else.
+//! Sealed secrets of a host, against real TPMs (swtpm): one opens in this TPM, after this boot, until the counter's
+//! next step, and never otherwise.
 
 #![allow(clippy::unwrap_used)]
 

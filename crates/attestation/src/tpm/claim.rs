@@ -44,7 +44,8 @@ impl Claim for TpmClaim {
 
 /// Passes the registered TPM if its quote is fresh, the log leads to what it quoted, and the policy accepts the log.
 ///
-/// The caller has proven that `ak` is in the registered TPM: with a [credential](super::make_credential) that it opened.
+/// The caller has proven that `ak` is in the registered TPM: with a [credential](super::make_credential) that it
+/// opened.
 pub struct TpmVerifier<'a> {
     /// The attestation key that quotes.
     pub ak: &'a AkPublic,
@@ -122,8 +123,8 @@ pub fn attestation_key(context: &Context) -> Result<AkPublic, EvidenceError> {
     AkPublic::parse(blob(context, Blob::AttestationKey)?).map_err(EvidenceError::Key)
 }
 
-/// Checks that `ak` quoted the PCRs for this nonce and this identity key, and that the log leads to them. The caller has
-/// proven that `ak` is in the registered TPM.
+/// Checks that `ak` quoted the PCRs for this nonce and this identity key, and that the log leads to them. The caller
+/// has proven that `ak` is in the registered TPM.
 ///
 /// # Errors
 /// The rule that is broken.

@@ -21,8 +21,8 @@ pub struct Credential {
     pub encrypted_seed: Vec<u8>,
 }
 
-/// Encrypts `secret` so that only the TPM with this EK can open it, and only while the object that `ak` names is loaded in
-/// it.
+/// Encrypts `secret` so that only the TPM with this EK can open it, and only while the object that `ak` names is loaded
+/// in it.
 ///
 /// # Errors
 /// `Crypto` when the library fails.

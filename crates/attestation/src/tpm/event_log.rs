@@ -1,8 +1,8 @@
 //! The firmware's event log in the crypto-agile format (TCG PC Client Platform Firmware Profile, section 10), and
 //! the PCRs it leads to.
 //!
-//! The only protection of a log is that it must lead to the PCRs that a TPM quotes. That covers an event's PCR and digest,
-//! not its type or its data. Judgements are therefore made on digests.
+//! The only protection of a log is that it must lead to the PCRs that a TPM quotes. That covers an event's PCR and
+//! digest, not its type or its data. Judgments are therefore made on digests.
 
 use aws_lc_rs::digest::{Context, SHA256};
 

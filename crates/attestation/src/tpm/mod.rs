@@ -15,7 +15,7 @@ mod claim;
 mod context;
 mod credential;
 mod event_log;
-mod keys;
+pub(crate) mod keys;
 mod pcr;
 mod policy;
 mod quote;

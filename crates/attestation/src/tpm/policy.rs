@@ -207,9 +207,9 @@ impl Policy {
     }
 }
 
-/// The first thing that firmware measures into PCR 7 is the variable SecureBoot. Only its position, being first, tells it
-/// from what an operating system adds later. So nothing else is accepted: not an event's type, which the quote does not
-/// cover, and not a place after some other event.
+/// The first thing that firmware measures into PCR 7 is the variable SecureBoot. Only its position, being first, tells
+/// it from what an operating system adds later. So nothing else is accepted: not an event's type, which the quote does
+/// not cover, and not a place after some other event.
 fn secure_boot_was_on(log: &EventLog) -> bool {
     let first = log.events().iter().find(|event| event.pcr == SECURE_BOOT_PCR);
     first.is_some_and(|event| event.digest == secure_boot_digest(1))

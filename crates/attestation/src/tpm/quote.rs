@@ -11,8 +11,8 @@ const GENERATED: u32 = 0xff54_4347;
 const ST_ATTEST_QUOTE: u16 = 0x8018;
 const DOMAIN: &[u8] = b"drydock/tpm-attest/quote/1";
 
-/// The qualifying data that a quote of this host must carry: they bind it to the service's nonce and to the key that will
-/// be certified.
+/// The qualifying data that a quote of this host must carry: they bind it to the service's nonce and to the key that
+/// will be certified.
 #[must_use]
 pub fn qualifying_data(nonce: &[u8; 32], identity: &IdentityPublic) -> [u8; 32] {
     let mut context = Context::new(&SHA256);

@@ -24,8 +24,8 @@ const ACQUIRE: Duration = Duration::from_secs(10);
 /// Writers queue behind one another: more connections than this only wait.
 const CONNECTIONS: u32 = 8;
 
-/// Waits for another process that writes (`drydock hgs add-host` while the service runs). FULL: a key must not leave before
-/// its audit row is on disk.
+/// Waits for another process that writes (`drydock hgs add-host` while the service runs). FULL: a key must not leave
+/// before its audit row is on disk.
 const SQLITE_SESSION: &str = "PRAGMA busy_timeout = 10000; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL";
 /// The same. In addition, a node that stops in the middle of a transaction (a frozen machine) loses its lock before the
 /// others stop waiting for it.
@@ -90,8 +90,8 @@ enum Engine {
 pub(super) struct Database {
     pub(super) pool: AnyPool,
     engine: Engine,
-    /// Orders the writers of this process. The database lets them wait, too, but SQLite does so by sleeping, and the first
-    /// one to wake up is next.
+    /// Orders the writers of this process. The database lets them wait, too, but SQLite does so by sleeping, and the
+    /// first one to wake up is next.
     turn: Arc<Mutex<()>>,
 }
 
@@ -151,8 +151,8 @@ impl Database {
         Ok(Database { pool, engine, turn: Arc::default() })
     }
 
-    /// A transaction in which this is the only writer of all processes and all nodes: the next one sees what it wrote, so that
-    /// the log has one last row to continue from.
+    /// A transaction in which this is the only writer of all processes and all nodes: the next one sees what it wrote,
+    /// so that the log has one last row to continue from.
     pub(super) async fn begin(&self) -> Result<Write> {
         let turn = tokio::time::timeout(ACQUIRE, Arc::clone(&self.turn).lock_owned()).await;
         let turn = turn.map_err(|_| sqlx::Error::PoolTimedOut)?;
@@ -170,7 +170,8 @@ impl Database {
     }
 }
 
-/// The time in a column. One that is out of range was not written by us; in the audit log, the row's hash will not match.
+/// The time in a column. One that is out of range was not written by us; in the audit log, the row's hash will not
+/// match.
 pub(super) fn instant(seconds: i64) -> OffsetDateTime {
     OffsetDateTime::from_unix_timestamp(seconds).unwrap_or(OffsetDateTime::UNIX_EPOCH)
 }

@@ -19,8 +19,8 @@ impl Store {
         self.conclude(transaction, event, record, now).await
     }
 
-    /// Ends a transaction of [`Database::begin`](super::engine::Database::begin), the only kind in which the last row stays
-    /// the last one, with a row about what was done in it.
+    /// Ends a transaction of [`Database::begin`](super::engine::Database::begin), the only kind in which the last row
+    /// stays the last one, with a row about what was done in it.
     pub(super) async fn conclude(
         &self,
         mut transaction: Write,
@@ -98,7 +98,8 @@ impl Store {
         rows.iter().rev().map(entry).collect()
     }
 
-    /// Checks the whole chain and each signature, and that the hash `kept` is in it. Returns the length and the last hash.
+    /// Checks the whole chain and each signature, and that the hash `kept` is in it. Returns the length and the last
+    /// hash.
     pub(crate) async fn verify_audit(&self, kept: Option<&str>) -> Result<(i64, String)> {
         let mut seq = 0;
         let mut found_kept = kept.is_none_or(|kept| kept == GENESIS);

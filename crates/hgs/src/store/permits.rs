@@ -35,8 +35,8 @@ impl Store {
     }
 }
 
-/// A permit for this protector, by this owner, that is unused or was used for what is still the newest generation (the host
-/// may have crashed before it stored the answer): its id and that generation, 0 if unused.
+/// A permit for this protector, by this owner, that is unused or was used for what is still the newest generation (the
+/// host may have crashed before it stored the answer): its id and that generation, 0 if unused.
 pub(super) async fn usable(
     connection: &mut AnyConnection,
     protector: &str,

@@ -1,9 +1,9 @@
 //! Which protectors are in use, which guardian each depends on, and which are stale.
 //!
-//! A chain holds the successors of one protector: each roll makes a protector of the next generation. A host that crashed
-//! after a roll, before it stored the answer, returns with the same protector. So the last one that was rolled and all its
-//! successors are current, and everything older is stale. A protector that is not known here begins a chain of its own: it
-//! is a new VM's, or its owner rolled it elsewhere.
+//! A chain holds the successors of one protector: each roll makes a protector of the next generation. A host that
+//! crashed after a roll, before it stored the answer, returns with the same protector. So the last one that was rolled
+//! and all its successors are current, and everything older is stale. A protector that is not known here begins a chain
+//! of its own: it is a new VM's, or its owner rolled it elsewhere.
 
 use key_protector::TransportKey;
 use sqlx::{AnyConnection, Row};

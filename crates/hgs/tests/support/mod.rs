@@ -122,7 +122,7 @@ impl World {
         HgsClient::new(&self.url, ca).unwrap()
     }
 
-    /// A protector of our owner for the service and whoever else.
+    /// A protector of our owner for the service and these other guardians.
     pub fn protector(&self, others: &[GuardianPublic]) -> (Protector, TransportKey) {
         let guardians: Vec<GuardianPublic> =
             std::iter::once(self.hgs.guardian()).chain(others.iter().cloned()).collect();
