@@ -1,9 +1,10 @@
-//! How many keys a second the Host Guardian Service rolls and how many hosts it attests, beside the speed of the
-//! private-key operations that this cannot do without, measured in the same run with `openssl speed`.
+//! How many keys per second the Host Guardian Service rolls and how many hosts it attests, compared with the speed of
+//! the private-key operations that this requires, measured in the same run with `openssl speed`.
 //!
-//! The service runs in a process of its own, over HTTPS, with its store and its audit log on the disk as always. This
-//! process asks, over connections that stay open, and looks at what the service's process took: requests per second
-//! of *its* processor time are requests per second per core, whatever else the machine does meanwhile.
+//! The service runs in a process of its own, over HTTPS, with its store and its audit log on disk as always. This
+//! process sends requests over connections that stay open and reads the processor time of the service's process:
+//! requests per second of *its* processor time are requests per second per core, whatever else the machine does
+//! meanwhile.
 //!
 //! ```text
 //! cargo bench -p hgs --bench hgs -- [SECONDS [OUT.json]]
@@ -23,9 +24,9 @@ use attestation::messages::AttestationRequest;
 use attestation::{HostKey, IdentityKey};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use hgs::client::HgsClient;
 use hgs::server::{self, Transport};
 use hgs::{Hgs, InitOptions};
+use hgs_client::HgsClient;
 use key_protector::{Guardian, KeyKind, Protector, Role};
 use serde_json::{Value, json};
 use time::OffsetDateTime;
@@ -37,7 +38,7 @@ const ATTEST: &str = "/attestation/v2.0/hostkeyattest";
 /// Enough to keep every core of a small machine busy and the audit log's writer too.
 const CONNECTIONS: usize = 8;
 const WARM_UP: Duration = Duration::from_millis(500);
-/// What proc(5) counts processor time in, on every architecture that Linux has left.
+/// The unit of processor time in proc(5), in ticks per second, on every architecture of Linux.
 const TICKS: f64 = 100.0;
 
 fn main() -> ExitCode {

@@ -2,7 +2,9 @@
 
 use attestation::messages::{AttestationRequest, EvaluationLog, Reply, Tuple};
 use attestation::tpm::{AkPublic, Context, EkPublic, TpmClaim, make_credential};
-use attestation::{Claim, HostIdentity, HostKind, HostPublicKey, IdentityPublic, judge};
+use attestation::{
+    Claim, HostIdentity, HostKeyClaim, HostKeyVerifier, HostKind, HostPublicKey, IdentityPublic, Registered, Verifier,
+};
 use time::Duration;
 
 use crate::Target;
@@ -33,12 +35,14 @@ fn request(world: &World, bytes: &[u8]) -> bool {
     let Ok(request) = serde_json::from_slice::<AttestationRequest>(bytes) else { return false };
     same_again(&request);
     let mut accepted = false;
-    if let Ok(claim) = Claim::from_request(&request) {
+    if let Ok(claim) = HostKeyClaim::from_request(&request) {
         accepted = true;
-        let registered = world.host.public().unwrap();
+        let registered = HostIdentity::from(world.host.public().unwrap());
         // Nobody here has the host's key: what it proves is what the host signed.
-        if let Ok(evidence) = judge(claim, Some(&registered)) {
-            assert!(evidence.identity == world.identity, "a key that the host did not certify");
+        if let Ok(claim) = Registered::check(claim, Some(&registered))
+            && let Ok(evidence) = HostKeyVerifier.verify(&claim)
+        {
+            assert!(*evidence.identity() == world.identity, "a key that the host did not certify");
         }
     }
     if let Ok(claim) = TpmClaim::from_request(&request) {

@@ -1,6 +1,6 @@
 //! Key protection over HTTP: what the service reads from a host, and a host from the service.
 
-use hgs::Document;
+use kps::Document;
 
 use crate::Target;
 use crate::world::World;

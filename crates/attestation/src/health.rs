@@ -1,4 +1,4 @@
-//! Health certificates: what the attestation CA issues to a host that passed, and what key protection asks for.
+//! Health certificates: the attestation CA issues them to hosts that passed, and key protection asks for them.
 
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, Issuer, KeyUsagePurpose, SanType,
@@ -16,7 +16,7 @@ use crate::p256::P256Key;
 use crate::pem;
 
 const CERTIFICATE: &str = "CERTIFICATE";
-/// Largest certificate looked at. Ours are about 1 KiB.
+/// Largest certificate accepted, in bytes. Ours are about 1 KiB.
 const MAX_DER: usize = 16 << 10;
 /// The subjectAltName that binds a health certificate to what the host is registered with; followed by the key's
 /// fingerprint.
@@ -26,7 +26,7 @@ const BIT_STRING: u8 = 0x03;
 const SEQUENCE: u8 = 0x30;
 /// `AlgorithmIdentifier` of ecdsa-with-SHA256 (RFC 5758, 3.2), which is what this CA signs with.
 const ECDSA_SHA256: [u8; 12] = [0x30, 0x0a, 0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x04, 0x03, 0x02];
-/// Issued this much in the past, for hosts whose clock is a little behind.
+/// How far in the past a certificate becomes valid, for hosts whose clock is slow.
 const BACKDATE: Duration = Duration::minutes(5);
 
 /// The CA that issues health certificates, and nothing else.
@@ -35,7 +35,7 @@ pub struct HealthCa {
     der: Vec<u8>,
 }
 
-/// What a valid health certificate says.
+/// What a valid health certificate states.
 pub struct Health {
     /// Name the host was registered under when the certificate was issued.
     pub host_name: String,
@@ -45,10 +45,13 @@ pub struct Health {
     pub host_fingerprint: String,
     /// The key to encrypt to.
     pub identity: IdentityPublic,
+    /// When it expires.
     pub not_after: OffsetDateTime,
 }
 
 impl HealthCa {
+    /// A CA with a new key, valid from `now` for `lifetime`. `name` is the service's.
+    ///
     /// # Errors
     /// `CertificateNotMade`, `Crypto`.
     pub fn generate(name: &str, now: OffsetDateTime, lifetime: Duration) -> Result<Self> {
@@ -74,6 +77,8 @@ impl HealthCa {
         both
     }
 
+    /// Reads what [`to_pem`](Self::to_pem) wrote.
+    ///
     /// # Errors
     /// `NotPem`, `NotHostKey`, `BadCa` (the certificate is not for that key).
     pub fn from_pem(text: &str) -> Result<Self> {
@@ -86,16 +91,16 @@ impl HealthCa {
         Ok(HealthCa { key, der })
     }
 
-    /// The CA's own certificate.
+    /// The CA's own certificate, in DER.
     #[must_use]
     pub fn der(&self) -> &[u8] {
         &self.der
     }
 
-    /// Certifies that the host passed, until `now + lifetime`.
+    /// Certifies that the host passed, until `now + lifetime`. The certificate is X.509 in DER.
     ///
     /// # Errors
-    /// `CertificateNotMade`, `BadCa`.
+    /// `CertificateNotMade`, `BadCa`, `Crypto`.
     pub fn issue(
         &self,
         host_name: &str,
@@ -124,7 +129,7 @@ impl HealthCa {
         Ok(certificate.der().to_vec())
     }
 
-    /// Checks everything a certificate alone can tell. Whether the host is *still* registered, the caller asks
+    /// Checks everything that the certificate alone can show. Whether the host is *still* registered, the caller asks
     /// its store.
     ///
     /// # Errors
@@ -177,8 +182,8 @@ fn parse(der: &[u8]) -> Result<X509Certificate<'_>> {
     }
 }
 
-/// The signature covers what is certified, not what is wrapped around it, and the parser is lenient about that: the
-/// tags and the algorithm outside must be the ones that [`HealthCa::issue`] writes.
+/// The signature covers what is certified, not what is wrapped around it, and the parser is lenient about the latter:
+/// the outer tags and the outer algorithm must be the ones that [`HealthCa::issue`] writes.
 fn is_spelled_as_issued(der: &[u8], certificate: &X509Certificate<'_>) -> bool {
     let signature = [&[0], certificate.signature_value.data.as_ref()].concat();
     let signature = element(BIT_STRING, &signature);

@@ -1,10 +1,12 @@
-//! What a registered host is known by.
+//! What identifies a registered host.
 
 use crate::error::Result;
 use crate::host_key::HostPublicKey;
-use crate::tpm::EkPublic;
+use crate::messages::{MODE_HOST_KEY, MODE_TPM};
+use crate::tpm::keys::EkPublic;
 
-/// Which of the two kinds of key a host is known by; a service takes one of them (MS-HGSA 1.5).
+/// The kind of key that identifies a host, and with it the kind of evidence that it gives. A service accepts one kind
+/// (MS-HGSA 1.5).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum HostKind {
     /// A signing key in a file of the host.
@@ -23,6 +25,16 @@ impl HostKind {
         }
     }
 
+    /// Number on the wire: AttestationOperationMode (MS-HGSA 2.2.1.1).
+    #[must_use]
+    pub fn operation_mode(self) -> u32 {
+        match self {
+            HostKind::HostKey => MODE_HOST_KEY,
+            HostKind::Tpm => MODE_TPM,
+        }
+    }
+
+    /// The kind with this name.
     #[must_use]
     pub fn from_name(name: &str) -> Option<Self> {
         [HostKind::HostKey, HostKind::Tpm].into_iter().find(|kind| kind.name() == name)
@@ -32,11 +44,15 @@ impl HostKind {
 /// The public key that a host is registered with.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum HostIdentity {
+    /// In host-key mode.
     HostKey(HostPublicKey),
+    /// In TPM mode: the endorsement key.
     Tpm(EkPublic),
 }
 
 impl HostIdentity {
+    /// Reads a key of this kind from DER SubjectPublicKeyInfo.
+    ///
     /// # Errors
     /// `NotHostKey`, `NotEndorsementKey`.
     pub fn from_der(kind: HostKind, der: &[u8]) -> Result<Self> {
@@ -46,6 +62,7 @@ impl HostIdentity {
         }
     }
 
+    /// Which of the two it is.
     #[must_use]
     pub fn kind(&self) -> HostKind {
         match self {
@@ -63,8 +80,8 @@ impl HostIdentity {
         }
     }
 
-    /// Lower-case hexadecimal SHA-256 of [`der`](Self::der). Keys of different kinds differ in their encoding, and
-    /// so do their fingerprints.
+    /// Lower-case hexadecimal SHA-256 of [`der`](Self::der). Keys of different kinds differ in their encoding and so in
+    /// their fingerprints.
     #[must_use]
     pub fn fingerprint(&self) -> String {
         match self {

@@ -1,10 +1,9 @@
 //! The key that identifies a host to the Host Guardian Service.
 
-use std::fmt::Write as _;
-
 use aws_lc_rs::digest::{SHA256, digest};
 use aws_lc_rs::hkdf;
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1, ParsedPublicKey};
+use data_encoding::HEXLOWER;
 use zeroize::Zeroizing;
 
 use crate::error::{Error, Result};
@@ -14,8 +13,8 @@ use crate::pem;
 
 const PUBLIC_LABEL: &str = "PUBLIC KEY";
 
-/// What a P-256 SubjectPublicKeyInfo (RFC 5480) starts with: everything up to the uncompressed point. Only this
-/// one encoding is taken, so that equal keys have equal bytes and one fingerprint.
+/// The start of a P-256 SubjectPublicKeyInfo (RFC 5480): everything up to the uncompressed point. Only this encoding is
+/// accepted, so that equal keys have equal bytes and one fingerprint.
 const SPKI_PREFIX: [u8; 27] = [
     0x30, 0x59, 0x30, 0x13, 0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01, 0x06, 0x08, 0x2a, 0x86, 0x48, 0xce,
     0x3d, 0x03, 0x01, 0x07, 0x03, 0x42, 0x00, 0x04,
@@ -26,33 +25,40 @@ const SPKI_LEN: usize = 91;
 pub struct HostKey(P256Key);
 
 impl HostKey {
+    /// A new key.
+    ///
     /// # Errors
     /// `Crypto` when the library has no randomness.
     pub fn generate() -> Result<Self> {
         P256Key::generate().map(HostKey)
     }
 
+    /// Reads PKCS#8 in PEM.
+    ///
     /// # Errors
     /// `NotPem`, `NotHostKey`.
     pub fn from_pem(text: &str) -> Result<Self> {
         P256Key::from_pem(text).map(HostKey)
     }
 
+    /// The private key as PKCS#8 in PEM.
     #[must_use]
     pub fn to_pem(&self) -> Zeroizing<String> {
         self.0.to_pem()
     }
 
+    /// The public half.
+    ///
     /// # Errors
     /// `Crypto` when the library cannot encode it.
     pub fn public(&self) -> Result<HostPublicKey> {
         HostPublicKey::from_der(&self.0.public_der()?)
     }
 
-    /// The file that `drydock hgs add-host` takes.
+    /// The file that `drydock hgs add-host` reads: SubjectPublicKeyInfo in PEM.
     #[must_use]
     pub fn public_pem(&self) -> String {
-        // The pair was parsed or made by the library: its point is the 65 bytes the prefix announces.
+        // The library parsed or made the pair: its point is the 65 bytes that the prefix announces.
         pem::encode(PUBLIC_LABEL, &rcgen::PublicKeyData::subject_public_key_info(&self.0)).to_string()
     }
 
@@ -64,7 +70,7 @@ impl HostKey {
         self.0.sign(&signed_bytes(&self.public()?, identity))
     }
 
-    /// A key for what only this host is to read: HKDF-SHA256 of the private key in PKCS#8, with `label` as info.
+    /// A key for data that only this host can read: HKDF-SHA256 of the private key in PKCS#8, with `label` as info.
     ///
     /// # Errors
     /// `Crypto` when the library fails.
@@ -85,6 +91,8 @@ pub struct HostPublicKey {
 }
 
 impl HostPublicKey {
+    /// Reads DER SubjectPublicKeyInfo.
+    ///
     /// # Errors
     /// `NotHostKey` for anything but the one DER encoding of a valid P-256 point.
     pub fn from_der(der: &[u8]) -> Result<Self> {
@@ -96,7 +104,7 @@ impl HostPublicKey {
         Ok(HostPublicKey { der })
     }
 
-    /// Takes PEM or DER: what an admin was given as a file.
+    /// Reads PEM or DER: the file that an admin was given.
     ///
     /// # Errors
     /// `NotHostKey`.
@@ -117,7 +125,7 @@ impl HostPublicKey {
     /// Lower-case hexadecimal SHA-256 of [`der`](Self::der).
     #[must_use]
     pub fn fingerprint(&self) -> String {
-        hex(digest(&SHA256, &self.der).as_ref())
+        HEXLOWER.encode(digest(&SHA256, &self.der).as_ref())
     }
 
     /// Whether `signature` was made by this key over itself and `identity`.
@@ -133,22 +141,14 @@ impl HostPublicKey {
             .is_ok_and(|key| key.verify_sig(message, signature).is_ok())
     }
 
-    /// The file that [`from_file`](Self::from_file) takes.
+    /// The file that [`from_file`](Self::from_file) reads.
     #[must_use]
     pub fn to_pem(&self) -> String {
         pem::encode(PUBLIC_LABEL, &self.der).to_string()
     }
 }
 
-/// The first part has a fixed length, so the concatenation can be split in one way only.
+/// The first part has a fixed length, so the concatenation is unambiguous.
 fn signed_bytes(host: &HostPublicKey, identity: &IdentityPublic) -> Vec<u8> {
     [host.der(), identity.der()].concat()
-}
-
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-        // Writing to a String cannot fail.
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }

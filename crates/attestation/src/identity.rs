@@ -20,7 +20,7 @@ pub struct IdentityKey {
 }
 
 impl IdentityKey {
-    /// Takes a few tenths of a second: call it where blocking is fine.
+    /// A new key. Takes a few tenths of a second: call it where blocking is fine.
     ///
     /// # Errors
     /// `Crypto` when the library fails.
@@ -32,12 +32,13 @@ impl IdentityKey {
         Ok(IdentityKey { private, public })
     }
 
+    /// The public half, which a health certificate certifies.
     #[must_use]
     pub fn public(&self) -> &IdentityPublic {
         &self.public
     }
 
-    /// RSA-OAEP, SHA-256 for digest and mask, no label.
+    /// Decrypts RSA-OAEP with SHA-256 for digest and mask and no label.
     ///
     /// # Errors
     /// `NotForThisIdentity`, whatever was wrong with the ciphertext.
@@ -60,6 +61,8 @@ pub struct IdentityPublic {
 }
 
 impl IdentityPublic {
+    /// Reads DER SubjectPublicKeyInfo.
+    ///
     /// # Errors
     /// `NotIdentityKey` for anything but an RSA key of 2048 to 4096 bits.
     pub fn from_der(der: &[u8]) -> Result<Self> {
@@ -73,7 +76,7 @@ impl IdentityPublic {
         &self.der
     }
 
-    /// RSA-OAEP, SHA-256 for digest and mask, no label.
+    /// Encrypts with RSA-OAEP, SHA-256 for digest and mask, no label.
     ///
     /// # Errors
     /// `Crypto` when the plaintext is too long for the key or the library fails.
@@ -91,8 +94,7 @@ fn parse(der: &[u8]) -> Result<PublicEncryptingKey> {
     if der.len() > MAX_DER {
         return Err(Error::NotIdentityKey);
     }
-    // rcgen's parser refuses trailing bytes and names other algorithms than rsaEncryption; the other one checks
-    // the numbers.
+    // rcgen's parser refuses trailing bytes and algorithms other than rsaEncryption; the other one checks the numbers.
     rcgen::SubjectPublicKeyInfo::from_der(der).map_err(|_| Error::NotIdentityKey)?;
     let key = PublicEncryptingKey::from_der(der).map_err(|_| Error::NotIdentityKey)?;
     if BITS.contains(&key.key_size_bits()) { Ok(key) } else { Err(Error::NotIdentityKey) }

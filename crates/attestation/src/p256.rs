@@ -10,13 +10,15 @@ use crate::pem;
 
 const LABEL: &str = "PRIVATE KEY";
 
-/// No Debug and no Clone: it holds a private key.
+/// An ECDSA P-256 key pair. No Debug and no Clone: it holds a private key.
 pub struct P256Key {
     pair: EcdsaKeyPair,
     pkcs8: Zeroizing<Vec<u8>>,
 }
 
 impl P256Key {
+    /// A new key pair.
+    ///
     /// # Errors
     /// `Crypto` when the library has no randomness.
     pub fn generate() -> Result<Self> {
@@ -25,7 +27,7 @@ impl P256Key {
         Ok(P256Key { pair, pkcs8 })
     }
 
-    /// PKCS#8 in PEM.
+    /// Reads PKCS#8 in PEM.
     ///
     /// # Errors
     /// `NotPem`, `NotHostKey` (another kind of key).
@@ -35,18 +37,19 @@ impl P256Key {
         Ok(P256Key { pair, pkcs8 })
     }
 
+    /// The private key as PKCS#8 in PEM.
     #[must_use]
     pub fn to_pem(&self) -> Zeroizing<String> {
         pem::encode(LABEL, &self.pkcs8)
     }
 
-    /// PKCS#8 in DER.
+    /// The private key as PKCS#8 in DER.
     #[must_use]
     pub fn pkcs8(&self) -> &[u8] {
         &self.pkcs8
     }
 
-    /// DER SubjectPublicKeyInfo.
+    /// The public key as DER SubjectPublicKeyInfo.
     ///
     /// # Errors
     /// `Crypto` when the library cannot encode it.
@@ -55,7 +58,7 @@ impl P256Key {
         Ok(der.as_ref().to_vec())
     }
 
-    /// ECDSA with SHA-256, ASN.1.
+    /// Signs with ECDSA and SHA-256, in ASN.1.
     ///
     /// # Errors
     /// `Crypto` when the library has no randomness.

@@ -8,7 +8,9 @@ use attestation::tpm::{
     AkPublic, Baseline, Blob, Check, Context, EkPublic, EventLog, LogError, MAX_LOG, Policy, Quote, QuoteError,
     TpmClaim,
 };
-use attestation::{Claim, HealthCa, HostIdentity, HostKind, HostPublicKey, IdentityPublic};
+use attestation::{
+    Claim, HealthCa, HostIdentity, HostKey, HostKeyClaim, HostKind, HostPublicKey, IdentityKey, IdentityPublic,
+};
 use aws_lc_rs::digest::{SHA256, digest};
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair};
@@ -89,7 +91,7 @@ proptest! {
             prop_assert_eq!(Context::parse(&context.write().unwrap()), Some(context));
         }
         if let Ok(request) = serde_json::from_slice::<AttestationRequest>(&bytes) {
-            let _ = Claim::from_request(&request);
+            let _ = HostKeyClaim::from_request(&request);
         }
     }
 
@@ -183,7 +185,7 @@ proptest! {
     ) {
         let provided = items.iter().map(|(kind, content)| Tuple { kind: *kind, content: content.clone() }).collect();
         let request = AttestationRequest { session_id: String::new(), requested, provided };
-        prop_assert!(Claim::from_request(&request).is_err());
+        prop_assert!(HostKeyClaim::from_request(&request).is_err());
         prop_assert!(TpmClaim::from_request(&request).is_err());
     }
 }
@@ -224,8 +226,8 @@ fn certificate(now: OffsetDateTime) -> (&'static HealthCa, Vec<u8>) {
     static MADE: std::sync::OnceLock<(HealthCa, Vec<u8>)> = std::sync::OnceLock::new();
     let (ca, der) = MADE.get_or_init(|| {
         let ca = HealthCa::generate("fabric", now, Duration::days(1)).unwrap();
-        let host = attestation::HostKey::generate().unwrap().public().unwrap().into();
-        let identity = attestation::IdentityKey::generate().unwrap();
+        let host = HostKey::generate().unwrap().public().unwrap().into();
+        let identity = IdentityKey::generate().unwrap();
         let der = ca.issue("host", &host, identity.public(), now, Duration::hours(8)).unwrap();
         (ca, der)
     });
@@ -239,7 +241,7 @@ fn logs_are_bounded_and_their_errors_say_where() {
     let many = vec![(0, 13, Vec::new()); 8193];
     assert_eq!(EventLog::parse(&log(&many)), Err(LogError::TooMany));
     assert_eq!(EventLog::parse(&log(&[(0, 13, vec![]), (24, 13, vec![])])), Err(LogError::NoSuchPcr(2, 24)));
-    // An event's length that is larger than what is there, up to the largest number.
+    // An event's length beyond the end of the log, up to the largest number.
     for length in [1_u32, 0x7fff_ffff, u32::MAX] {
         let mut bytes = log(&[(0, 13, vec![])]);
         let at = bytes.len() - 4;

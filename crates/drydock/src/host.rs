@@ -8,13 +8,13 @@ use std::sync::Arc;
 
 use attestation::HostKey;
 use clap::{Args, Subcommand, ValueEnum};
-use hgs::client::{HostTpm, KERNEL_LOG};
 use host::migration::Destination;
 use host::{Agent, Guarded, HostProof, KeySource, LocalGuardians, Store};
 use machine::accel::{Accel, Chooser};
 use outcome::{Context, Error, Events, Kind, Next, Result};
 use recovery::AgentService;
 use serde_json::json;
+use tpm::{HostTpm, KERNEL_LOG};
 
 use crate::output::Output;
 use crate::{daemon, files, fingerprint, rights};

@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex};
 
 use attestation::HostKey;
 use hgs::Hgs;
-use hgs::client::{Error, HgsClient};
+use hgs_client::{Error, HgsClient};
 use key_protector::{Guardian, GuardianPublic, KeyKind, Protector, Role};
 use time::{Duration, OffsetDateTime};
 use tokio::sync::watch;

@@ -1,8 +1,7 @@
 //! One Host Guardian Service, and what its admin does with it.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
-use std::time::Instant;
+use std::sync::Mutex;
 
 use attestation::tpm::{Baseline, Check, EkPublic, EventLog, Policy, QUOTED};
 use attestation::{HostIdentity, HostKind, HostPublicKey};
@@ -16,30 +15,30 @@ use crate::error::{Error, Result};
 use crate::keys::{self, Keys};
 use crate::permit::Permit;
 use crate::store::{HostEntry, InUse, REFUSE, STALE, Store, StoreUrl};
-use crate::throttle::{Decision, Throttle};
+use crate::throttle::Throttle;
 use crate::{backup, files};
 
-/// How long a host that passed may ask for keys: MS-HGSA leaves it open, eight hours is what Windows does.
+/// How long a host that passed may ask for keys. MS-HGSA leaves it open; Windows uses eight hours.
 const HEALTH_LIFETIME: Duration = Duration::hours(8);
 const MAX_HOST_NAME: usize = 64;
-/// The setting that names the guardian which is the primary one after the nodes' next start.
+/// The setting that names the guardian that is the primary one after the next start of each node.
 const PRIMARY: &str = "primary-guardian";
 /// The setting's other value: stale protectors are reported and released.
 const REPORT: &str = "report";
 
 type Clock = Box<dyn Fn() -> OffsetDateTime + Send + Sync>;
 
-/// What a new service is made with.
+/// The settings of a new service.
 pub struct InitOptions {
     /// Name of its fabric guardian, as tenants will see it.
     pub name: String,
-    /// DNS names and IP addresses that hosts reach it by.
+    /// DNS names and IP addresses under which hosts reach it.
     pub server_names: Vec<String>,
     /// Lifetime of its guardian and authorities.
     pub lifetime: Duration,
-    /// How hosts attest: a service takes one kind only (MS-HGSA 1.5).
+    /// How hosts attest: a service accepts one kind of evidence only (MS-HGSA 1.5).
     pub mode: HostKind,
-    /// A PostgreSQL that several nodes can share; SQLite in the service's folder otherwise.
+    /// A PostgreSQL database that several nodes can share; SQLite in the service's directory otherwise.
     pub store: Option<StoreUrl>,
     /// Refuse stale protectors instead of only reporting them.
     pub strict: bool,
@@ -58,23 +57,23 @@ impl Default for InitOptions {
     }
 }
 
-/// An open service. The folder is one process's to serve; others may add and remove hosts beside it.
+/// An open service. One process at a time serves its directory; others may add and remove hosts at the same time.
 pub struct Hgs {
     dir: PathBuf,
     pub(crate) keys: Keys,
     pub(crate) store: Store,
     health_lifetime: Duration,
     clock: Clock,
-    strangers: Mutex<Throttle>,
+    pub(crate) unproven: Mutex<Throttle>,
     pub(crate) challenges: Challenges,
 }
 
 impl Hgs {
-    /// Makes a service in `dir`, which must not exist or be empty. Nothing is left behind when it fails half-way;
-    /// when it is killed, a folder whose name ends in `.new-…`.
+    /// Makes a service in `dir`, which must be empty or not exist. If it fails half-way, it leaves nothing behind; if
+    /// it is killed, a directory whose name ends in `.new-…`.
     ///
     /// # Errors
-    /// `AlreadyThere`, `Certificate` (a server name is not one), `Io`, `Store`.
+    /// `AlreadyThere`, `Certificate` (a server name is not valid), `Io`, `Store`.
     pub async fn init(dir: &Path, options: InitOptions) -> Result<Self> {
         let temporary = files::begin(dir)?;
         let now = OffsetDateTime::now_utc();
@@ -94,8 +93,10 @@ impl Hgs {
         Ok(service)
     }
 
+    /// Opens the service in `dir`.
+    ///
     /// # Errors
-    /// `NotThere`, `Exposed` (a key file others can read), `Damaged`, `Io`, `Store`.
+    /// `NotThere`, `Exposed` (a key file that others can read), `Damaged`, `Io`, `Store`.
     pub async fn open(dir: &Path) -> Result<Self> {
         let keys = Keys::load(dir)?;
         Self::with_keys(dir, keys).await
@@ -108,26 +109,26 @@ impl Hgs {
             challenges: keys.challenges()?,
             health_lifetime: HEALTH_LIFETIME,
             clock: Box::new(OffsetDateTime::now_utc),
-            strangers: Mutex::default(),
+            unproven: Mutex::default(),
             keys,
         })
     }
 
-    /// Another clock, for tests and for rehearsals of an expiry.
+    /// Sets another clock, for tests and for rehearsals of an expiry.
     #[must_use]
     pub fn with_clock(mut self, clock: impl Fn() -> OffsetDateTime + Send + Sync + 'static) -> Self {
         self.clock = Box::new(clock);
         self
     }
 
-    /// How long health certificates are good for; eight hours unless told.
+    /// Sets how long health certificates are valid; eight hours by default.
     #[must_use]
     pub fn with_health_lifetime(mut self, lifetime: Duration) -> Self {
         self.health_lifetime = lifetime;
         self
     }
 
-    /// Trusts a host from now on. `host_key_public` is the file that `drydock host init` wrote (PEM or DER).
+    /// Registers a host. `host_key_public` is the file that `drydock host init` wrote (PEM or DER).
     ///
     /// # Errors
     /// `OtherMode`, `BadHostName`, `BadHostKey`, `HostExists`, `KeyExists`, `Store`.
@@ -138,7 +139,7 @@ impl Hgs {
         self.register(name, key.into()).await
     }
 
-    /// Trusts the host with this TPM from now on. `endorsement_key` is the public key in PEM or DER.
+    /// Registers the host with this TPM. `endorsement_key` is the public key in PEM or DER.
     ///
     /// # Errors
     /// `OtherMode`, `BadHostName`, `BadEndorsementKey`, `HostExists`, `KeyExists`, `Store`.
@@ -155,13 +156,13 @@ impl Hgs {
         Ok(HostEntry { name: name.to_owned(), identity, added_at })
     }
 
-    /// Which kind of attestation the service takes.
+    /// The kind of evidence that the service accepts.
     #[must_use]
     pub fn mode(&self) -> HostKind {
         self.keys.mode
     }
 
-    /// Whether its store is a PostgreSQL, which other nodes may use too.
+    /// Whether its store is a PostgreSQL database, which other nodes may use too.
     #[must_use]
     pub fn has_shared_store(&self) -> bool {
         self.keys.store.is_some()
@@ -171,7 +172,7 @@ impl Hgs {
         if self.mode() == kind { Ok(()) } else { Err(Error::OtherMode { mode: self.mode().name() }) }
     }
 
-    /// Takes the values that this event log leads to for known good ones, in these PCRs.
+    /// Declares the values that this event log leads to in these PCRs to be known good.
     ///
     /// # Errors
     /// `BadHostName` (the baseline's), `BadLog`, `BadPcrs`, `BaselineExists`, `Store`.
@@ -184,13 +185,15 @@ impl Hgs {
         Ok(baseline)
     }
 
+    /// Removes a baseline: what only it declared good no longer passes.
+    ///
     /// # Errors
     /// `NoSuchBaseline`, `Store`.
     pub async fn remove_baseline(&self, name: &str) -> Result<()> {
         self.store.remove_baseline(name, self.now()).await
     }
 
-    /// Makes a check of TPM mode from now on, or no longer.
+    /// Turns a check of TPM mode on or off.
     ///
     /// # Errors
     /// `Store`.
@@ -198,15 +201,15 @@ impl Hgs {
         self.store.set_policy(check, on, self.now()).await
     }
 
-    /// The checks of TPM mode, and what they compare with.
+    /// The checks of TPM mode, and the baselines that they compare with.
     ///
     /// # Errors
-    /// `BaselineDamaged`, `NoSuchPolicy` (a newer version's), `Store`.
+    /// `BaselineDamaged`, `NoSuchPolicy` (of a newer version), `Store`.
     pub async fn policy(&self) -> Result<Policy> {
         self.store.policy().await
     }
 
-    /// Whether stale protectors are refused. All nodes of a service do the same.
+    /// Whether stale protectors are refused. This applies to all nodes of a service.
     ///
     /// # Errors
     /// `Store`.
@@ -214,7 +217,7 @@ impl Hgs {
         Ok(self.store.setting(STALE).await?.is_some_and(|value| value == REFUSE))
     }
 
-    /// Refuses stale protectors from now on, or only reports them.
+    /// Sets whether stale protectors are refused or only reported.
     ///
     /// # Errors
     /// `Store`.
@@ -222,7 +225,7 @@ impl Hgs {
         self.store.set_setting(STALE, if on { REFUSE } else { REPORT }, self.now()).await
     }
 
-    /// Takes an owner's permit for a stale protector.
+    /// Accepts an owner's permit for a stale protector.
     ///
     /// # Errors
     /// `Permit` (not signed by an owner), `BadPermit`, `PermitExpired`, `PermitKnown`, `Store`.
@@ -232,21 +235,21 @@ impl Hgs {
         Ok(permit)
     }
 
-    /// All keys and settings of the service, for a backup or for a further node, encrypted under a passphrase. What is
-    /// in the store is not among them.
+    /// All keys and settings of the service, for a backup or for a further node, encrypted under a passphrase. The
+    /// content of the store is not included.
     ///
     /// # Errors
     /// `ShortPassphrase`, `Io`, `Store`.
     pub async fn export(&self, passphrase: &Zeroizing<String>) -> Result<Vec<u8>> {
-        // What is on the disk, not what was there when this was opened.
+        // The files as they are now, not as they were when the service was opened.
         let (dir, passphrase) = (self.dir.clone(), passphrase.clone());
         let exported = blocking(move || backup::export(&dir, &Keys::load(&dir)?, &passphrase)).await?;
         self.record(Event::KeysExported, Record::default()).await?;
         Ok(exported)
     }
 
-    /// Makes a service in `dir` with the keys of another node, or of one that was lost. With `store`, that one is
-    /// taken instead of the one that the exported service had.
+    /// Makes a service in `dir` with the keys of another node, or of one that was lost. `store` replaces the store of
+    /// the exported service.
     ///
     /// # Errors
     /// `AlreadyThere`, `NotAnExport`, `ExportSealed`, `ForeignStore`, `Io`, `Store`.
@@ -270,7 +273,7 @@ impl Hgs {
         Ok(service)
     }
 
-    /// Trusts a host no longer: it gets no key from this moment, whatever health certificate it still has.
+    /// Removes a host: from now on it gets no key, whatever health certificate it still has.
     ///
     /// # Errors
     /// `NoSuchHost`, `Store`.
@@ -278,6 +281,8 @@ impl Hgs {
         self.store.remove_host(name, self.now()).await
     }
 
+    /// The registered hosts, by name.
+    ///
     /// # Errors
     /// `Store`.
     pub async fn hosts(&self) -> Result<Vec<HostEntry>> {
@@ -296,7 +301,7 @@ impl Hgs {
         self.keys.guardians.iter().map(|guardian| guardian.public().clone()).collect()
     }
 
-    /// Makes a new guardian, which is the primary one when the service is started next. The old ones go on opening
+    /// Makes a new guardian, which becomes the primary one at the next start of the service. The old ones still open
     /// the protectors that are not granted to the new one.
     ///
     /// # Errors
@@ -310,16 +315,16 @@ impl Hgs {
         Ok(guardian)
     }
 
-    /// That this node has the guardian which another one made primary: protectors that are granted to it alone would
-    /// not open here.
+    /// Checks that this node has the guardian that another node made primary: protectors that are granted to it alone
+    /// would not open here.
     pub(crate) async fn check_guardians(&self) -> Result<()> {
         let Some(fingerprint) = self.store.setting(PRIMARY).await? else { return Ok(()) };
         let known = self.keys.guardians.iter().any(|own| own.public().signing().fingerprint() == fingerprint);
         if known { Ok(()) } else { Err(Error::GuardianMissing { fingerprint }) }
     }
 
-    /// Destroys the key of a guardian that is not the primary one, from the next start on. What only it can open,
-    /// this service opens never again.
+    /// Destroys the key of a guardian that is not the primary one; the running service forgets it at its next start.
+    /// This service never again opens what only that guardian can open.
     ///
     /// # Errors
     /// `NoSuchGuardian`, `PrimaryGuardian`, `GuardianInUse` (unless forced), `Io`, `Store`.
@@ -342,13 +347,13 @@ impl Hgs {
         self.store.in_use().await
     }
 
-    /// Where the certificate is that guarded hosts check the service by.
+    /// The file with the certificate by which guarded hosts check the service.
     #[must_use]
     pub fn ca_file(&self) -> PathBuf {
         self.dir.join(keys::PUBLIC_CA)
     }
 
-    /// The same certificate, in PEM.
+    /// That certificate, in PEM.
     #[must_use]
     pub fn ca_pem(&self) -> &str {
         self.keys.tls_ca.certificate_pem()
@@ -362,8 +367,8 @@ impl Hgs {
         self.store.audit(last).await
     }
 
-    /// Checks that no row of the audit log was changed, taken out or put in by others, and returns the hash of the last one. Rows
-    /// cut off at the end show only against a hash that was kept elsewhere.
+    /// Checks that no row of the audit log was changed, removed or inserted by others, and returns the hash of the last
+    /// one. Rows cut off at the end are noticed only by comparison with a hash that was kept elsewhere.
     ///
     /// # Errors
     /// `AuditBroken`, `AuditForged`, `Store`.
@@ -371,8 +376,8 @@ impl Hgs {
         self.store.verify_audit(None).await.map(|(_, head)| head)
     }
 
-    /// The same, against a hash that was kept elsewhere: also rows that were cut off at the end, or a log that was
-    /// made anew, are found. Returns the number of rows and the hash to keep next.
+    /// The same, compared with a hash that was kept elsewhere: this also finds rows that were cut off at the end, or a
+    /// log that was rewritten. Returns the number of rows and the hash to keep next.
     ///
     /// # Errors
     /// `AuditBroken`, `AuditForged`, `AuditCut`, `Store`.
@@ -387,24 +392,9 @@ impl Hgs {
     pub(crate) fn health_lifetime(&self) -> Duration {
         self.health_lifetime
     }
-
-    pub(crate) async fn record(&self, event: Event, record: Record) -> Result<()> {
-        self.store.record(event, record, self.now()).await
-    }
-
-    /// Writes down a refusal of somebody who proved nothing; a flood of them is cut.
-    pub(crate) async fn record_stranger(&self, event: Event, mut record: Record) -> Result<()> {
-        let decision = self.strangers.lock().unwrap_or_else(PoisonError::into_inner).decide(Instant::now());
-        match decision {
-            Decision::Drop => return Ok(()),
-            Decision::Write { dropped: 0 } => {}
-            Decision::Write { dropped } => record.why = format!("{} ({dropped} more before this one)", record.why),
-        }
-        self.record(event, record).await
-    }
 }
 
-/// Runs what takes the processor for long where it holds nobody up.
+/// Runs what takes long on a thread where no connection waits for it.
 pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
     tokio::task::spawn_blocking(work).await.map_err(|_| Error::Stopped)?
 }

@@ -1,40 +1,53 @@
-//! What the service did and refused: rows that hash what came before, so that none can be taken out or changed
-//! without breaking every later one; and each signed, so that who can write the store but has no key cannot make
-//! them anew. Whoever keeps the last hash elsewhere also finds rows that were cut off at the end.
+//! What the service did and refused. Each row hashes the one before it, so that none can be removed or changed without
+//! breaking all later ones. Each row is signed, so that write access to the store without the key is not enough to
+//! rewrite them. Comparison with a last hash that was kept elsewhere also reveals rows that were cut off at the end.
 
 use attestation::P256Key;
 use aws_lc_rs::digest::{Context, SHA256, digest};
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1, UnparsedPublicKey};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use data_encoding::HEXLOWER;
 use time::OffsetDateTime;
 
 use crate::error::Result;
-use crate::hex;
 
-/// What a row's signature is over begins like nothing else that is signed here.
+/// The prefix of what a row's signature covers. Nothing else that is signed here begins like it.
 const DOMAIN: &[u8] = b"drydock/hgs/audit-row/1\0";
 
-/// Longest text of a column: anything a stranger sent is cut here.
+/// Longest text of a column, in bytes: whatever an untrusted peer sent is cut here.
 const MAX_TEXT: usize = 512;
-/// What the first row follows.
+/// The hash that the first row follows.
 pub(crate) const GENESIS: &str = "0000000000000000000000000000000000000000000000000000000000000000";
 
+/// What a row is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Event {
+    /// An admin registered a host.
     HostAdded,
+    /// An admin removed a host.
     HostRemoved,
+    /// A host got a health certificate.
     Attested,
+    /// A host got none.
     AttestationRefused,
+    /// A host got transport keys.
     KeyReleased,
+    /// A host got none.
     KeyRefused,
+    /// An admin changed a check, a baseline or a setting.
     PolicyChanged,
+    /// An admin made a new primary guardian.
     GuardianAdded,
+    /// An admin destroyed an old guardian.
     GuardianRetired,
     /// A stale protector was rolled: with its owner's permit, or because stale ones are only reported.
     StaleKeyReleased,
+    /// An admin brought an owner's permit for a stale protector.
     StalePermitted,
+    /// An admin exported the service's keys.
     KeysExported,
+    /// This node was made from an export.
     KeysImported,
 }
 
@@ -60,7 +73,7 @@ impl Event {
     }
 }
 
-/// What is known of an event so far; unknown fields stay empty.
+/// What is known about an event so far; unknown fields stay empty.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Record {
     pub(crate) host: String,
@@ -75,6 +88,7 @@ pub(crate) struct Record {
 pub struct Entry {
     /// From 1, without gaps.
     pub seq: i64,
+    /// When.
     pub at: OffsetDateTime,
     /// [`Event::name`].
     pub event: String,
@@ -88,6 +102,7 @@ pub struct Entry {
     pub owner: String,
     /// Why it was refused, or what was done.
     pub why: String,
+    /// The hash of the row before it.
     pub previous: String,
     /// SHA-256, hexadecimal, over everything above.
     pub hash: String,
@@ -95,7 +110,7 @@ pub struct Entry {
     pub signature: String,
 }
 
-/// What rows are signed with. All nodes of a service have the same one, and nobody else has.
+/// The key that signs the rows. All nodes of a service share it.
 pub(crate) struct AuditKey {
     key: P256Key,
     public: Vec<u8>,
@@ -105,7 +120,7 @@ pub(crate) struct AuditKey {
 impl AuditKey {
     pub(crate) fn new(key: P256Key) -> Result<Self> {
         let public = key.public_der()?;
-        let id = hex::encode(digest(&SHA256, &public).as_ref());
+        let id = HEXLOWER.encode(digest(&SHA256, &public).as_ref());
         Ok(AuditKey { key, public, id })
     }
 
@@ -162,7 +177,7 @@ impl Entry {
             context.update(&(text.len() as u64).to_be_bytes());
             context.update(text.as_bytes());
         }
-        hex::encode(context.finish().as_ref())
+        HEXLOWER.encode(context.finish().as_ref())
     }
 }
 

@@ -1,4 +1,4 @@
-//! The service's keys in one encrypted file: how a further node gets them, and what a backup is.
+//! The service's keys in one encrypted file: for a further node, and as a backup.
 //!
 //! ```text
 //! "DDHGSEX1"  salt (16)  nonce (12)  AES-256-GCM of the JSON {"version": 1, "files": {name: text}}, tag (16)
@@ -23,12 +23,12 @@ use crate::store::StoreUrl;
 const MAGIC: &[u8; 8] = b"DDHGSEX1";
 const SALT: usize = 16;
 const HEADER: usize = MAGIC.len() + SALT;
-/// Half a second or so on a small machine, and memory that many guesses at once do not have.
+/// About half a second on a small machine, and too much memory for many guesses in parallel.
 const MEMORY_KIB: u32 = 128 * 1024;
 const PASSES: u32 = 4;
-/// A service with dozens of guardians stays below it.
+/// In bytes; a service with dozens of guardians stays below it.
 const MAX_EXPORT: usize = 1 << 20;
-/// The file holds the keys of a whole fabric.
+/// In characters: the file holds the keys of a whole fabric.
 const LEAST_PASSPHRASE: usize = 12;
 
 #[derive(Serialize, Deserialize)]
@@ -58,10 +58,10 @@ pub(crate) fn export(dir: &Path, keys: &Keys, passphrase: &str) -> Result<Vec<u8
         };
         contents.files.insert(name, text);
     }
-    // Room for all of it, and for the tag: the text is never moved while it is readable.
+    // Room for all of it and for the tag: the plaintext is never moved.
     let size = contents.files.iter().map(|(name, text)| name.len() + text.len() * 2 + 16).sum::<usize>();
     let mut plain = Zeroizing::new(Vec::with_capacity(size + 1024));
-    // Strings into memory: it cannot fail.
+    // Writing strings into memory cannot fail.
     serde_json::to_writer(&mut *plain, &contents).map_err(|_| Error::NotAnExport)?;
     let mut header = MAGIC.to_vec();
     let mut salt = [0; SALT];
@@ -73,7 +73,7 @@ pub(crate) fn export(dir: &Path, keys: &Keys, passphrase: &str) -> Result<Vec<u8
     Ok([&header, nonce.as_ref().as_slice(), &plain].concat())
 }
 
-/// Writes the files of an export into `dir`, which is empty. `store` takes the place of the one in the export.
+/// Writes the files of an export into `dir`, which is empty. `store` replaces the one in the export.
 pub(crate) fn import(dir: &Path, exported: &[u8], passphrase: &str, store: Option<&StoreUrl>) -> Result<()> {
     let mut contents = open(exported, passphrase)?;
     if store.is_some() {
@@ -81,7 +81,7 @@ pub(crate) fn import(dir: &Path, exported: &[u8], passphrase: &str, store: Optio
         keys::save_store(dir, store)?;
     }
     for (name, text) in &contents.files {
-        // Whoever knows the passphrase could write anything else into the folder, but nowhere else.
+        // The author of an export can choose the files in the directory, but reach no place outside of it.
         let plain = name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-.".contains(&b));
         if !plain || name.starts_with('.') || name.len() > 64 {
             return Err(Error::NotAnExport);

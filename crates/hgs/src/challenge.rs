@@ -1,6 +1,6 @@
-//! The challenges of TPM mode. The service remembers none of them: what it has to know again travels sealed with
-//! the host, under a key that all nodes have, so that the answer may reach another node than the question came from.
-//! What is remembered, in the store, is which ones have been answered, so that none is answered twice.
+//! The challenges of TPM mode. The service stores none of them: its state travels with the host, sealed under a key
+//! that all nodes have, so that the answer may reach another node than the one that made the challenge. The store only
+//! knows which ones have been answered, so that none is answered twice.
 
 use attestation::IdentityPublic;
 use attestation::tpm::{AkPublic, EkPublic};
@@ -13,7 +13,7 @@ use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 use crate::error::Result;
 
-/// How long a host has for its TPM's work. A slow one takes half a minute to make its keys.
+/// How long a host's TPM may take. A slow one needs half a minute to make its keys.
 const LIFETIME: Duration = Duration::minutes(5);
 const AAD: &[u8] = b"drydock/tpm-attest/state/1";
 const SEALED: usize = 8 + 32 * 3;
@@ -26,7 +26,7 @@ pub(crate) struct Challenge {
     pub(crate) secret: [u8; 32],
 }
 
-/// Why an answer is none.
+/// Why an answer is not accepted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Unanswered {
     #[error("the challenge was not made by this service for these keys")]
@@ -48,7 +48,7 @@ impl Unanswered {
 
 /// An answer that is right, if it is the first one.
 pub(crate) struct Answer {
-    /// What the quote has to be over.
+    /// What the quote has to cover.
     pub(crate) nonce: [u8; 32],
     pub(crate) expires: OffsetDateTime,
 }
@@ -86,7 +86,7 @@ impl Challenges {
         Ok((challenge, sealed))
     }
 
-    /// Looks at the answer to a challenge. Whether it is the first one, the store knows.
+    /// Checks the answer to a challenge. Whether it is the first one, the store knows.
     pub(crate) fn answer(
         &self,
         sealed: &[u8],

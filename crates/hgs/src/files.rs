@@ -1,4 +1,4 @@
-//! The service's folder: secrets are private from the open call on, and a half-made service never looks whole.
+//! The files of a service: secrets are private from the open call on, and a half-made service never looks complete.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{Read, Write};
@@ -9,10 +9,10 @@ use zeroize::Zeroizing;
 
 use crate::error::{Error, Result};
 
-/// Far above any of the service's files.
+/// In bytes; far above any of the service's files.
 const MAX_FILE: u64 = 256 << 10;
 
-/// Creates `dir` with mode 0700 beside the place where it will be, so that `finish` can rename it there.
+/// Creates a directory of mode 0700 next to `dir`, so that `finish` can rename it to that.
 pub(crate) fn begin(dir: &Path) -> Result<Draft> {
     if fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_some()) {
         return Err(Error::AlreadyThere { dir: dir.to_owned() });
@@ -24,7 +24,7 @@ pub(crate) fn begin(dir: &Path) -> Result<Draft> {
     Ok(Draft { path: temporary })
 }
 
-/// A folder that is not in its place yet. Its keys go with it when it never gets there.
+/// A directory that is not in its place yet. If it never gets there, it is removed with its keys.
 pub(crate) struct Draft {
     path: PathBuf,
 }
@@ -37,12 +37,12 @@ impl Draft {
 
 impl Drop for Draft {
     fn drop(&mut self) {
-        // Renamed, or what was said about it is what matters.
+        // It was renamed, or the error that prevented it is the one to report.
         let _ = fs::remove_dir_all(&self.path);
     }
 }
 
-/// Moves the finished folder to its place. rename(2) replaces an empty folder and refuses a full one.
+/// Moves the finished directory to its place. rename(2) replaces an empty directory and refuses others.
 pub(crate) fn finish(draft: Draft, dir: &Path) -> Result<()> {
     sync_dir(draft.path())?;
     fs::rename(draft.path(), dir).map_err(|source| match source.kind() {
@@ -67,7 +67,7 @@ pub(crate) fn write_new(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
         .map_err(Error::io("write", path))
 }
 
-/// Puts a file in another's place: whoever opens it finds the old one or the new one, also after a crash.
+/// Replaces a file: readers find the old content or the new one, even after a crash.
 pub(crate) fn replace(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(format!(".new-{}", uuid::Uuid::new_v4().simple()));
@@ -94,7 +94,7 @@ pub(crate) fn read_secret(path: &Path) -> Result<Zeroizing<String>> {
         return Err(Error::TooLarge { path: path.to_owned() });
     }
     let capacity = usize::try_from(metadata.len()).unwrap_or(0).saturating_add(1);
-    // Capacity first: a buffer that grows leaves copies of the secret behind.
+    // The capacity comes first: a buffer that grows leaves copies of the secret behind.
     let mut text = Zeroizing::new(String::with_capacity(capacity));
     file.take(MAX_FILE).read_to_string(&mut text).map_err(Error::io("read", path))?;
     Ok(text)

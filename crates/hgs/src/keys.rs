@@ -4,6 +4,7 @@ use std::path::Path;
 
 use attestation::{HealthCa, HostKind, P256Key};
 use aws_lc_rs::rand;
+use data_encoding::HEXLOWER;
 use key_protector::{Guardian, GuardianPublic, KeyKind, Role};
 use serde::{Deserialize, Serialize};
 use time::{Duration, OffsetDateTime};
@@ -12,38 +13,38 @@ use zeroize::Zeroizing;
 use crate::audit::AuditKey;
 use crate::challenge::Challenges;
 use crate::error::{Error, Result};
+use crate::files;
 use crate::store::StoreUrl;
 use crate::tls::TlsCa;
-use crate::{files, hex};
 
-/// The fabric guardian and the attestation CA have a file each: one can be moved to better protection later
-/// without the other.
+/// The fabric guardian and the attestation CA have a file each, so that one can be moved to better protection without
+/// the other.
 const GUARDIAN: &str = "guardian.pem";
 const ATTESTATION_CA: &str = "attestation-ca.pem";
 const TLS_CA: &str = "tls-ca.pem";
-/// The public certificate that guarded hosts are given.
+/// The public certificate for guarded hosts.
 pub(crate) const PUBLIC_CA: &str = "hgs-ca.pem";
 pub(crate) const SETTINGS: &str = "service.json";
 /// Signs the rows of the audit log.
 const AUDIT_KEY: &str = "audit-key.pem";
-/// Seals what a host carries from one half of a TPM attestation to the other; 32 bytes in hexadecimal.
+/// Seals the state that a host carries from one half of a TPM attestation to the other; 32 bytes in hexadecimal.
 const CHALLENGE_KEY: &str = "challenge.key";
-/// Where the store is, if not in the folder. A URL may hold a password.
+/// Where the store is, if not in the directory. A URL may contain a password.
 pub(crate) const STORE_URL: &str = "store.url";
 
 pub(crate) const SECRET: u32 = 0o600;
 pub(crate) const PUBLIC: u32 = 0o644;
-/// Tenants and hosts may have clocks a little behind ours.
+/// For tenants and hosts whose clocks are slow.
 const BACKDATE: Duration = Duration::minutes(5);
 
 pub(crate) struct Keys {
-    /// The primary one first; the others only open protectors that are not granted to it yet.
+    /// The primary one first. The others only open protectors that are not granted to it yet.
     pub(crate) guardians: Vec<Guardian>,
     pub(crate) attestation_ca: HealthCa,
     pub(crate) tls_ca: TlsCa,
     pub(crate) settings: Settings,
     pub(crate) mode: HostKind,
-    /// `None`: SQLite in the folder.
+    /// `None`: SQLite in the directory.
     pub(crate) store: Option<StoreUrl>,
     audit_key: P256Key,
     challenge_key: Zeroizing<[u8; 32]>,
@@ -91,7 +92,7 @@ impl Keys {
             audit_key: P256Key::generate()?,
             challenge_key: new_challenge_key()?,
         };
-        // A name that no certificate can carry is found out now, not at the first start.
+        // A name that no certificate can carry fails now, not at the first start.
         keys.tls_ca.server_config(&keys.settings.server_names)?;
         Ok(keys)
     }
@@ -102,13 +103,13 @@ impl Keys {
         files::write_new(&dir.join(TLS_CA), self.tls_ca.to_pem().as_bytes(), SECRET)?;
         files::write_new(&dir.join(PUBLIC_CA), self.tls_ca.certificate_pem().as_bytes(), PUBLIC)?;
         files::write_new(&dir.join(AUDIT_KEY), self.audit_key.to_pem().as_bytes(), SECRET)?;
-        let challenge_key = Zeroizing::new(hex::encode(&*self.challenge_key));
+        let challenge_key = Zeroizing::new(HEXLOWER.encode(&*self.challenge_key));
         files::write_new(&dir.join(CHALLENGE_KEY), challenge_key.as_bytes(), SECRET)?;
         save_store(dir, self.store.as_ref())?;
         files::write_new(&dir.join(SETTINGS), &self.settings.write(dir)?, PUBLIC)
     }
 
-    /// The names of all files above but [`PUBLIC_CA`], which is in one of them.
+    /// The names of all these files except [`PUBLIC_CA`], whose content is also in [`TLS_CA`].
     pub(crate) fn files(&self) -> Vec<String> {
         let mut files: Vec<String> =
             [SETTINGS, ATTESTATION_CA, TLS_CA, AUDIT_KEY, CHALLENGE_KEY].map(str::to_owned).to_vec();
@@ -129,12 +130,12 @@ impl Keys {
 
     /// The guardian that tenants grant to, and that egress protectors are for.
     pub(crate) fn primary(&self) -> &Guardian {
-        // generate() makes one and load() refuses a service without.
+        // `generate` makes one, and `load` refuses a service without any.
         &self.guardians[0]
     }
 
-    /// Makes a guardian in `dir` that is the primary one at the next start. Its key is on the disk before the
-    /// settings name it: a crash in between leaves a file that nothing refers to.
+    /// Makes a guardian in `dir` that becomes the primary one at the next start. Its key is on disk before the settings
+    /// name it: a crash in between leaves a file that nothing refers to.
     pub(crate) fn rotate(dir: &Path, now: OffsetDateTime, lifetime: Duration) -> Result<GuardianPublic> {
         let mut keys = Keys::load(dir)?;
         let guardian = new_guardian(keys.primary().public().name(), now, lifetime)?;
@@ -146,7 +147,7 @@ impl Keys {
         Ok(public)
     }
 
-    /// Takes a guardian that is not the primary one out, and destroys its key. `fingerprint` is that of its signing
+    /// Removes a guardian that is not the primary one and destroys its key. `fingerprint` is that of its signing
     /// certificate.
     pub(crate) fn retire(dir: &Path, fingerprint: &str) -> Result<()> {
         let mut keys = Keys::load(dir)?;
@@ -203,7 +204,7 @@ impl Settings {
     }
 }
 
-/// Services of earlier versions have neither of these keys, and nothing that depends on them.
+/// Makes the keys that services of earlier versions lack. Nothing there depends on them yet.
 fn complete(dir: &Path) -> Result<()> {
     let path = dir.join(AUDIT_KEY);
     if !path.exists() {
@@ -211,13 +212,13 @@ fn complete(dir: &Path) -> Result<()> {
     }
     let path = dir.join(CHALLENGE_KEY);
     if !path.exists() {
-        let key = Zeroizing::new(hex::encode(&*new_challenge_key()?));
+        let key = Zeroizing::new(HEXLOWER.encode(&*new_challenge_key()?));
         files::write_new(&path, key.as_bytes(), SECRET)?;
     }
     Ok(())
 }
 
-/// Names the store in the service's folder; `None` is SQLite there.
+/// Names the store in the service's directory; `None` is SQLite there.
 pub(crate) fn save_store(dir: &Path, store: Option<&StoreUrl>) -> Result<()> {
     store.map_or(Ok(()), |url| files::write_new(&dir.join(STORE_URL), url.expose().as_bytes(), SECRET))
 }
@@ -231,7 +232,12 @@ fn new_challenge_key() -> Result<Zeroizing<[u8; 32]>> {
 fn read_challenge_key(dir: &Path) -> Result<Zeroizing<[u8; 32]>> {
     let path = dir.join(CHALLENGE_KEY);
     let text = files::read_secret(&path)?;
-    hex::decode(text.trim_end()).map(Zeroizing::new).ok_or(Error::Damaged { path })
+    let mut key = Zeroizing::new([0; 32]);
+    let text = text.trim_end().as_bytes();
+    if text.len() != HEXLOWER.encode_len(key.len()) || HEXLOWER.decode_mut(text, &mut *key).is_err() {
+        return Err(Error::Damaged { path });
+    }
+    Ok(key)
 }
 
 fn new_guardian(name: &str, now: OffsetDateTime, lifetime: Duration) -> Result<Guardian> {

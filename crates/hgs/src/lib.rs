@@ -2,33 +2,49 @@
 //!
 //! * [`Hgs`] is one service: its keys, its store, and what an admin does with them.
 //! * [`server::serve`] puts it on the network.
-//! * [`client::HgsClient`] is a guarded host's side.
 //!
-//! The service believes nothing a host sends until it is attested, and nothing a protector says until every
-//! signature chains to its owner. It answers with keys encrypted to the attested host's identity key, and writes
-//! down every release and refusal *before* it answers.
+//! The service trusts nothing that a host sends until the host is attested, and nothing in a protector until every
+//! signature chains to its owner. Keys in its answers are encrypted to the attested host's identity key, and every
+//! release and refusal is written down *before* the answer leaves.
+//!
+//! # Place
+//!
+//! ```text
+//! drydock ──▶ hgs ──▶ attestation (judges evidence), kps (messages), key_protector (rolls protectors)
+//! ```
+//!
+//! Guarded hosts do not use this crate: their side is `hgs_client`.
+//!
+//! ```text
+//! server ─┬▶ attest, tpm_attest ─┬▶ record ─┬▶ store: audit log, hosts, policy, protectors, permits
+//!         └▶ roll ───────────────┘  admin ──┘
+//! ```
+//!
+//! Every attestation, release and refusal passes one function, `observe` in `record.rs`: an observer (metrics) hooks in
+//! there. A further kind of evidence is an [`attestation::Verifier`] and a route in `server/routes.rs`.
+//!
+//! # What MS-HGSA and MS-KPS leave open
 //!
 //! | MS-HGSA, MS-KPS leave open | Drydock |
 //! |---|---|
-//! | EncryptedTransferKey | RSA-OAEP, SHA-256 for digest and mask, of 32 random bytes |
-//! | EncryptedWrappingKey | AES-256-GCM under the transfer key: nonce (12), ciphertext, tag (16) |
-//! | EncryptedTransportKeys | AES-256-GCM under the wrapping key, same layout, of Payload_V1 or Payload_V2; the digests of both protectors are authenticated with it |
+//! | encryption of transport keys | see the crate `kps` |
 //! | signingCertificates | the certificates-only PKCS#7 in DER, as the whole body |
-//! | status of refusals | 400 for a request nobody could serve, 403 for a host that is not entitled |
+//! | status of refusals | 400 for a request that nobody could serve, 403 for a host that is not entitled |
+
+#![warn(missing_docs)]
 
 mod admin;
 mod attest;
 mod audit;
 mod backup;
 mod challenge;
-pub mod client;
 mod error;
 mod files;
-mod hex;
 mod keys;
-mod kps;
 mod permit;
 mod pkcs7;
+mod record;
+mod roll;
 pub mod server;
 mod store;
 mod throttle;
@@ -41,6 +57,5 @@ pub use attestation::tpm::Check;
 pub use admin::{Hgs, InitOptions};
 pub use audit::{Entry, Event};
 pub use error::{Error, Result};
-pub use kps::Document;
 pub use permit::Permit;
 pub use store::{HostEntry, InUse, StoreUrl};

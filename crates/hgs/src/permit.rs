@@ -1,31 +1,37 @@
-//! An owner's permit to start a VM once more from a stale protector: what makes a restore from backup possible where
-//! stale protectors are refused.
+//! An owner's permit to start a VM once from a stale protector: it makes a restore from backup possible where stale
+//! protectors are refused.
 
+use data_encoding::HEXLOWER;
 use key_protector::{Approval, Protector, Refusal, Signer, signed};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use crate::error::{Error, Result};
-use crate::hex;
 
 const KIND: &str = "drydock/stale-permit";
 
 /// What the owner signed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Permit {
-    /// Makes each permit one of its own: it is good for one restore.
+    /// Distinguishes permits: each is good for one restore.
     pub id: String,
     /// SHA-256 of the protector document.
     pub protector: String,
-    /// Fingerprint of the signing certificate of who signed.
+    /// Fingerprint of the signer's signing certificate.
     pub owner: String,
+    /// The last moment at which it is good.
     pub not_after: OffsetDateTime,
 }
 
-/// Whole seconds and a year that was read from 64 bits: only years beyond 9999 have no such form.
+/// Only years beyond 9999 have no such form.
 fn rfc3339(instant: OffsetDateTime) -> String {
     instant.format(&Rfc3339).unwrap_or_else(|_| instant.to_string())
+}
+
+/// Whether this is so many bytes in lower-case hexadecimal.
+fn is_hex(text: &str, length: usize) -> bool {
+    HEXLOWER.decode(text.as_bytes()).is_ok_and(|bytes| bytes.len() == length)
 }
 
 #[derive(Serialize, Deserialize)]
@@ -38,7 +44,7 @@ struct Payload {
 }
 
 impl Permit {
-    /// Its end, as people read it.
+    /// Its end, in RFC 3339.
     pub(crate) fn until(&self) -> String {
         rfc3339(self.not_after)
     }
@@ -46,7 +52,7 @@ impl Permit {
     /// Signs a permit for `protector`, which must be the signer's own.
     ///
     /// # Errors
-    /// `Permit` (another owner's protector, or the key cannot sign).
+    /// `OtherOwner`, `Permit` (the key cannot sign).
     pub fn sign(owner: &dyn Signer, protector: &Protector, not_after: OffsetDateTime) -> Result<Vec<u8>> {
         if protector.owner().signing_certificate() != owner.public().signing() {
             return Err(Error::OtherOwner { owner: protector.owner().signing_certificate().common_name().to_owned() });
@@ -60,7 +66,8 @@ impl Permit {
         signed::sign(KIND, &payload, owner).map_err(Error::Permit)
     }
 
-    /// Reads a permit that some owner signed. Whether it is the protector's owner shows when that comes.
+    /// Reads a permit that some owner signed. Whether that is the protector's owner is checked when the protector
+    /// comes.
     ///
     /// # Errors
     /// `Permit`, `BadPermit`, `PermitExpired`.
@@ -72,7 +79,7 @@ impl Permit {
         })?;
         let payload: Payload = serde_json::from_slice(approved.payload()).map_err(|_| Error::BadPermit)?;
         let not_after = OffsetDateTime::from_unix_timestamp(payload.not_after).map_err(|_| Error::BadPermit)?;
-        if hex::decode::<16>(&payload.id).is_none() || hex::decode::<32>(&payload.protector).is_none() {
+        if !is_hex(&payload.id, 16) || !is_hex(&payload.protector, 32) {
             return Err(Error::BadPermit);
         }
         if now > not_after {

@@ -1,4 +1,4 @@
-//! The certificates-only PKCS#7 (RFC 2315 section 9.1 without content and signers) of `signingCertificates`.
+//! The certificates-only PKCS#7 (RFC 2315, section 9.1, without content and signers) of `signingCertificates`.
 
 const SEQUENCE: u8 = 0x30;
 const SET: u8 = 0x31;

@@ -1,5 +1,5 @@
-//! How many refusals of strangers are written down. Anybody on the network can be refused as often as they like;
-//! the audit log must not fill the disk for them.
+//! Limits how many refusals of untrusted peers are written down. Anyone on the network can be refused any number of
+//! times; the audit log must not fill the disk because of that.
 
 use std::time::{Duration, Instant};
 
@@ -17,8 +17,8 @@ pub(crate) struct Throttle {
 /// What to do with one refusal.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Decision {
-    /// Write it; so many before it were not written.
     Write {
+        /// How many before it were not written.
         dropped: u64,
     },
     Drop,

@@ -1,4 +1,4 @@
-//! The service's own certificate authority, and the server certificate it makes at every start.
+//! The service's own certificate authority, and the server certificate that it issues at every start.
 
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ use zeroize::Zeroizing;
 
 use crate::error::Result;
 
-/// Certifies one server: guarded hosts trust this and no other authority.
+/// Certifies one server. Guarded hosts trust this authority and no other.
 pub(crate) struct TlsCa {
     key: P256Key,
     certificate: CertificateDer<'static>,
@@ -52,7 +52,7 @@ impl TlsCa {
         Ok(TlsCa { key, certificate, pem })
     }
 
-    /// The public half: what `--hgs-ca` takes.
+    /// The certificate: the file for `--hgs-ca`.
     pub(crate) fn certificate_pem(&self) -> &str {
         &self.pem
     }
@@ -67,7 +67,7 @@ impl TlsCa {
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         params.use_authority_key_identifier_extension = true;
-        // rcgen's default validity is wide open; the authority's own end bounds the chain.
+        // rcgen's default validity is unlimited; the end of the authority's certificate bounds the chain.
         let certificate = params.signed_by(&key, &issuer)?;
         let private = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.pkcs8().to_vec()));
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());

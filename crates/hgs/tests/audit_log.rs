@@ -9,8 +9,8 @@ use attestation::P256Key;
 use aws_lc_rs::digest::{Context, SHA256};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use hgs::client::Error as ClientError;
 use hgs::{Entry, Error, Hgs};
+use hgs_client::Error as ClientError;
 use support::{HOST, World};
 
 /// A log of three rows: the host was added, and attested twice.
@@ -119,7 +119,7 @@ async fn a_signature_that_is_not_the_services_is_found() {
     }
 }
 
-/// The chain alone anybody can make anew; the rows that were not changed keep their signatures, which are over other
+/// Anyone can rebuild the chain alone; the rows that were not changed keep their signatures, which are over other
 /// hashes.
 #[tokio::test]
 async fn a_chain_made_anew_without_the_key_is_found() {

@@ -4,8 +4,8 @@
 
 mod support;
 
-use hgs::client::{Error as ClientError, HealthCertificate, HgsClient};
 use hgs::{Error, Permit};
+use hgs_client::{Error as ClientError, HealthCertificate, HgsClient};
 use key_protector::{Protector, Role, signed};
 use support::{World, guardian, now};
 use time::Duration;
@@ -63,7 +63,7 @@ async fn a_stale_protector_is_reported_and_released_unless_the_service_is_strict
     let (first, _) = world.protector(&[]);
     let second = host.roll_current(&first).await;
     let third = host.roll_current(&second).await;
-    // Restored from a backup: it goes on from there, and what it left behind is the stale one now.
+    // Restored from a backup: it continues from there, and the branch that it left is the stale one now.
     let restored = host.roll_stale(&first).await;
     let next = host.roll_current(&restored).await;
     host.roll_stale(&third).await;

@@ -10,8 +10,8 @@ use attestation::messages::{AttestationRequest, Reply};
 use aws_lc_rs::aead::{AES_256_GCM, Aad, NONCE_LEN, Nonce, RandomizedNonceKey};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use hgs::client::{Error, HgsClient};
 use hgs::server::Transport;
+use hgs_client::{Error, HgsClient};
 use key_protector::{Protector, Role};
 use reqwest::StatusCode;
 use roxmltree::Document;
@@ -112,7 +112,7 @@ async fn each_version_answers_with_its_own_payload() {
             1 => assert_eq!(payload.len(), 80),
             _ => assert_eq!((payload.len(), number(80)), (84, 0)),
         }
-        // Not under the other version's name, and not beside another protector.
+        // Not under the other version's name, and not with another protector.
         let sealed = element(answer, "EncryptedTransportKeys");
         assert!(open(&wrapping_key, &binding.replace("/1|", "/1|9"), &sealed).is_none());
         let swapped = format!("drydock/kps/transport-keys/1|{version}|{}|{}", egress.digest(), protector.digest());

@@ -12,15 +12,16 @@ use attestation::tpm::{Blob, Context, qualifying_data};
 use attestation::{HostKey, IdentityKey};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use hgs::client::{HgsClient, HostTpm};
 use hgs::server::{self, Serving, Transport};
 use hgs::{Error, Hgs, InitOptions, StoreUrl};
+use hgs_client::HgsClient;
 use key_protector::Protector;
 use reqwest::StatusCode;
 use support::boot::{Machine, boot, log};
 use support::{HOST, World, passphrase, postgres};
 use tempfile::TempDir;
 use tokio::sync::oneshot;
+use tpm::HostTpm;
 
 const ATTEST: &str = "/attestation/v2.0/attest";
 
@@ -201,7 +202,7 @@ async fn exported_keys_are_whole_private_and_need_the_passphrase() {
     for bad in [Vec::new(), exported[..30].to_vec(), vec![0; 2 << 20]] {
         assert!(matches!(Hgs::import(&dir, bad, &passphrase(), None).await, Err(Error::NotAnExport)));
     }
-    // Nor a half-made folder.
+    // Nor a half-made directory.
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
 
     let imported = Hgs::import(&dir, exported.clone(), &passphrase(), None).await.unwrap();
@@ -252,7 +253,7 @@ async fn a_database_that_is_not_there_is_said_at_once_and_leaves_no_service() {
     }
 }
 
-/// Requests at both nodes at once: one chain, each verdict in it once.
+/// Requests at both nodes at once: one chain, each decision in it once.
 #[tokio::test(flavor = "multi_thread")]
 async fn nodes_that_write_at_once_make_one_chain() {
     let world = World::start().await;

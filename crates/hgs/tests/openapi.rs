@@ -10,8 +10,8 @@ use std::collections::BTreeSet;
 use attestation::messages::AttestationRequest;
 use attestation::tpm::{Blob, Context, EkPublic};
 use attestation::{HostKey, IdentityKey};
-use hgs::client::HealthCertificate;
 use hgs::server::{Transport, routes};
+use hgs_client::HealthCertificate;
 use key_protector::{Protector, Role};
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -103,7 +103,7 @@ impl Api {
     }
 }
 
-/// Requests in which the service needs its store get no verdict from now on.
+/// From now on the service cannot decide requests for which it needs its store.
 async fn break_store(world: &World) {
     sqlx::query("DROP TABLE hosts").execute(&mut world.store().await).await.unwrap();
 }

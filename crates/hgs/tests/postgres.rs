@@ -21,5 +21,9 @@ mod release;
 mod rotation;
 #[path = "service.rs"]
 mod service;
+#[path = "tpm_boot.rs"]
+mod tpm_boot;
+#[path = "tpm_evidence.rs"]
+mod tpm_evidence;
 #[path = "tpm_mode.rs"]
 mod tpm_mode;

@@ -7,7 +7,7 @@ mod support;
 use attestation::messages::{AttestationRequest, Reply, Tuple, provided};
 use attestation::{HealthCa, HostKey, IdentityKey};
 use hgs::Hgs;
-use hgs::client::Error;
+use hgs_client::Error;
 use key_protector::{Protector, Role};
 use reqwest::StatusCode;
 use support::{HOST, World, guardian, now, roll_request};
@@ -105,6 +105,30 @@ async fn an_expired_health_certificate_and_a_removed_host_get_nothing() {
     world.shut_down().await;
 }
 
+/// Bodies that are too large, and paths that nothing is served at.
+async fn no_answer_elsewhere(world: &World) {
+    let oversized = vec![b'x'; (1 << 20) + 1];
+    assert_eq!(world.post(ROLL, oversized.clone()).await.0, StatusCode::PAYLOAD_TOO_LARGE);
+    assert_eq!(world.post(ATTEST, oversized).await.0, StatusCode::PAYLOAD_TOO_LARGE);
+    let (status, body) = world.post(ATTEST, "garbage").await;
+    assert_eq!(status, StatusCode::BAD_REQUEST);
+    assert!(matches!(serde_json::from_str(&body).unwrap(), Reply::PayloadError { .. }));
+    for (path, expected) in [
+        ("/keyprotection/service/v3.0/rolltransportkey", StatusCode::NOT_FOUND),
+        ("/attestation/v1.0/hostkeyattest", StatusCode::NOT_FOUND),
+        ("/attestation/getinfo", StatusCode::METHOD_NOT_ALLOWED),
+        ("/../etc/passwd", StatusCode::NOT_FOUND),
+        ("/attestation/v2.0/attest", StatusCode::BAD_REQUEST),
+        ("/attestation/v1.0/domainattest", StatusCode::BAD_REQUEST),
+    ] {
+        let (status, body) = world.post(path, "{}").await;
+        assert_eq!(status, expected, "{path}");
+        if path.ends_with("attest") && expected == StatusCode::BAD_REQUEST {
+            assert!(body.contains("\"ExpectedOperationMode\":3"), "{body}");
+        }
+    }
+}
+
 #[tokio::test]
 async fn no_key_for_any_other_request() {
     let world = World::start().await;
@@ -176,27 +200,7 @@ async fn no_key_for_any_other_request() {
     let (status, _) = world.post(ROLL, roll_request(&good, health)).await;
     assert_eq!(status, StatusCode::OK, "the request all these were made from");
     world.hgs.verify_audit().await.unwrap();
-
-    let oversized = vec![b'x'; (1 << 20) + 1];
-    assert_eq!(world.post(ROLL, oversized.clone()).await.0, StatusCode::PAYLOAD_TOO_LARGE);
-    assert_eq!(world.post(ATTEST, oversized).await.0, StatusCode::PAYLOAD_TOO_LARGE);
-    let (status, body) = world.post(ATTEST, "garbage").await;
-    assert_eq!(status, StatusCode::BAD_REQUEST);
-    assert!(matches!(serde_json::from_str(&body).unwrap(), Reply::PayloadError { .. }));
-    for (path, expected) in [
-        ("/keyprotection/service/v3.0/rolltransportkey", StatusCode::NOT_FOUND),
-        ("/attestation/v1.0/hostkeyattest", StatusCode::NOT_FOUND),
-        ("/attestation/getinfo", StatusCode::METHOD_NOT_ALLOWED),
-        ("/../etc/passwd", StatusCode::NOT_FOUND),
-        ("/attestation/v2.0/attest", StatusCode::BAD_REQUEST),
-        ("/attestation/v1.0/domainattest", StatusCode::BAD_REQUEST),
-    ] {
-        let (status, body) = world.post(path, "{}").await;
-        assert_eq!(status, expected, "{path}");
-        if path.ends_with("attest") && expected == StatusCode::BAD_REQUEST {
-            assert!(body.contains("\"ExpectedOperationMode\":3"), "{body}");
-        }
-    }
+    no_answer_elsewhere(&world).await;
     world.shut_down().await;
 }
 

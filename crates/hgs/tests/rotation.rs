@@ -8,15 +8,15 @@ mod support;
 use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 
-use hgs::client::{Error as ClientError, HgsClient};
 use hgs::server::{self, Transport};
 use hgs::{Error, Hgs};
+use hgs_client::{Error as ClientError, HgsClient};
 use key_protector::Protector;
 use support::{World, now};
 use time::Duration;
 use tokio::sync::oneshot;
 
-/// The same folder, started again: what a restart of the service is.
+/// Restarts the service: the same directory, opened again.
 struct Again {
     hgs: Arc<Hgs>,
     stop: oneshot::Sender<()>,
@@ -73,7 +73,7 @@ async fn protectors_move_over_and_the_old_guardian_goes() {
             assert_eq!(entry.metadata().unwrap().permissions().mode() & 0o777, 0o600, "{entry:?}");
         }
     }
-    // Not granted to the new one yet: the old one goes on.
+    // Not granted to the new one yet: the old one still opens it.
     let health = again.client.attest(&world.host_key).await.unwrap();
     let rolled = again.client.roll_transport_key(&rolled.egress_protector, &health).await.unwrap();
     assert_eq!(rolled.egress_protector.signer().signing_certificate(), old.signing());

@@ -1,4 +1,4 @@
-//! The service's folder, its admin's commands, its log, and how it listens.
+//! The service's directory, its admin's commands, its log, and how it listens.
 
 #![allow(clippy::unwrap_used)]
 
@@ -9,9 +9,9 @@ use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 
 use attestation::HostKey;
-use hgs::client::{self, HgsClient};
 use hgs::server::{self, Transport};
 use hgs::{Error, Hgs, InitOptions};
+use hgs_client::{self as client, HgsClient};
 use support::{HOST, World};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -152,7 +152,7 @@ async fn bodies_in_chunks_are_limited_and_idle_connections_do_not_hold_shutdown_
     drop(idle);
 }
 
-/// A folder and a store as they were before rows were signed: nothing is lost, the log begins anew, and the protectors
+/// A directory and a store from before rows were signed: nothing is lost, a new log begins, and the protectors
 /// that are in use begin chains.
 #[tokio::test]
 async fn a_service_of_an_earlier_version_goes_on() {

@@ -23,10 +23,12 @@ mod release;
 mod rotation;
 #[path = "service.rs"]
 mod service;
+#[path = "tpm_boot.rs"]
+mod tpm_boot;
+#[path = "tpm_evidence.rs"]
+mod tpm_evidence;
 #[path = "tpm_mode.rs"]
 mod tpm_mode;
-#[path = "tpm_seal.rs"]
-mod tpm_seal;
 
 /// A file that is in no program would be a test that never runs.
 #[test]

@@ -4,9 +4,10 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use attestation::HostKey;
-use hgs::client::{HealthCertificate, HgsClient, HostTpm, Status};
+use hgs_client::{HealthCertificate, HgsClient, Status};
 use key_protector::{GuardianPublic, Protector, Rolled};
 use outcome::{Context, Error, Kind, Result};
+use tpm::HostTpm;
 
 /// Why no key was released.
 pub(crate) enum Unreleased {
@@ -183,16 +184,16 @@ struct Failure {
 }
 
 impl Failure {
-    fn new(message: String, cause: &hgs::client::Error) -> Self {
+    fn new(message: String, cause: &hgs_client::Error) -> Self {
         Failure {
             transient: cause.status() == Status::TransientError,
-            unreachable: cause.is_silence(),
-            denied: cause.is_verdict(),
+            unreachable: cause.is_unreachable(),
+            denied: cause.is_denied(),
             error: release_error(message, cause),
         }
     }
 }
 
-fn release_error(message: String, cause: &hgs::client::Error) -> Error {
+fn release_error(message: String, cause: &hgs_client::Error) -> Error {
     Error::new(Kind::KeyRelease, message).caused_by(cause).remedy(cause.remedy())
 }

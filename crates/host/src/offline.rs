@@ -18,12 +18,12 @@ use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use aws_lc_rs::rand;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use hgs::client::{Counter, HostTpm, Sealed, TpmError};
 use key_protector::protector::MAX_OFFLINE_UNWRAPS;
 use key_protector::{Protector, Role, Rolled, TransportKey};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
+use tpm::{Counter, HostTpm, Sealed, TpmError};
 use uuid::Uuid;
 use zeroize::Zeroizing;
 

@@ -1,74 +1,108 @@
-//! The messages of TPM mode (MS-HGSA 3.1.5.1), and the evidence in them.
+//! Evidence by a TPM (MS-HGSA 3.1.5.1): the requests of TPM mode, and how the last one is judged.
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
-
-use super::{AkPublic, Blob, Context, EkPublic, EventLog, KeyError, LogError, Quote, QuoteError, qualifying_data};
+use super::context::{Blob, Context};
+use super::event_log::{EventLog, LogError};
+use super::keys::{AkPublic, EkPublic, KeyError};
+use super::policy::{Evaluation, Policy};
+use super::quote::{Quote, QuoteError, qualifying_data};
+use crate::host_identity::HostIdentity;
 use crate::identity::IdentityPublic;
-use crate::judge::{MAX_ITEMS, Refusal, single};
-use crate::messages::{AttestationRequest, RESULT_ENCRYPTION_CERTIFICATE, Tuple, provided};
+use crate::messages::{AttestationRequest, Tuple, provided};
+use crate::request::{Items, Refusal};
+use crate::verifier::{Claim, Verifier};
 
 /// A well-formed request of TPM mode, of which nothing has been proven.
 pub struct TpmClaim {
+    /// The TPM's endorsement key.
     pub ek: EkPublic,
+    /// The key to certify.
     pub identity: IdentityPublic,
     /// Empty when the host sent none.
     pub context: Context,
 }
 
-impl TpmClaim {
-    /// # Errors
-    /// The refusals for which [`Refusal::is_payload`] holds.
-    pub fn from_request(request: &AttestationRequest) -> Result<Self, Refusal> {
-        if request.provided.len() > MAX_ITEMS || request.requested.len() > MAX_ITEMS {
-            return Err(Refusal::TooManyItems);
-        }
-        if request.requested != [RESULT_ENCRYPTION_CERTIFICATE] {
-            return Err(Refusal::RequestedContent);
-        }
-        let identity = single(request, provided::IDENTITY_KEY)
-            .and_then(|der| IdentityPublic::from_der(&der).ok())
-            .ok_or(Refusal::IdentityKey)?;
-        let ek = single(request, provided::ENDORSEMENT_KEY)
-            .and_then(|der| EkPublic::from_der(&der).ok())
-            .ok_or(Refusal::EndorsementKey)?;
-        let context = if request.provided.iter().any(|item| item.kind == provided::RTPM_CONTEXT) {
-            let bytes = single(request, provided::RTPM_CONTEXT).ok_or(Refusal::Context)?;
+impl Claim for TpmClaim {
+    fn from_items(identity: IdentityPublic, items: Items<'_>) -> Result<Self, Refusal> {
+        let ek = items.parsed(provided::ENDORSEMENT_KEY, EkPublic::from_der).ok_or(Refusal::EndorsementKey)?;
+        let context = if items.has(provided::RTPM_CONTEXT) {
+            let bytes = items.single(provided::RTPM_CONTEXT).ok_or(Refusal::Context)?;
             if bytes.is_empty() { Context::default() } else { Context::parse(&bytes).ok_or(Refusal::Context)? }
         } else {
             Context::default()
         };
         Ok(TpmClaim { ek, identity, context })
     }
+
+    fn host(&self) -> HostIdentity {
+        HostIdentity::Tpm(self.ek.clone())
+    }
+
+    fn identity(&self) -> &IdentityPublic {
+        &self.identity
+    }
+}
+
+/// Passes the registered TPM if its quote is fresh, the log leads to what it quoted, and the policy accepts the log.
+///
+/// The caller has proven that `ak` is in the registered TPM: with a [credential](super::make_credential) that it
+/// opened.
+pub struct TpmVerifier<'a> {
+    /// The attestation key that quotes.
+    pub ak: &'a AkPublic,
+    /// The service's nonce for this quote.
+    pub nonce: &'a [u8; 32],
+    /// How the host must have been started.
+    pub policy: &'a Policy,
+}
+
+impl Verifier for TpmVerifier<'_> {
+    type Claim = TpmClaim;
+    type Failure = TpmFailure;
+
+    fn judge(&self, claim: &TpmClaim) -> Result<(), TpmFailure> {
+        let log = measured_boot(&claim.context, self.ak, self.nonce, &claim.identity)?;
+        let failed = self.policy.evaluate(&log);
+        if failed.is_empty() { Ok(()) } else { Err(TpmFailure::Policy(failed)) }
+    }
+}
+
+/// Why a TPM's evidence does not pass.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum TpmFailure {
+    /// It does not show how the host was started.
+    #[error(transparent)]
+    Evidence(#[from] EvidenceError),
+    /// It shows that the host was started in another way than the policy demands.
+    #[error("{}", .0.iter().map(Evaluation::to_string).collect::<Vec<_>>().join("; "))]
+    Policy(Vec<Evaluation>),
 }
 
 impl AttestationRequest {
     /// The request of a host in TPM mode; `None` when the context is too large for any service.
     #[must_use]
     pub fn tpm(ek: &EkPublic, identity: &IdentityPublic, session_id: &[u8; 16], context: &Context) -> Option<Self> {
-        Some(AttestationRequest {
-            session_id: STANDARD.encode(session_id),
-            requested: vec![RESULT_ENCRYPTION_CERTIFICATE],
-            provided: vec![
-                Tuple::new(provided::IDENTITY_KEY, identity.der()),
-                Tuple::new(provided::ENDORSEMENT_KEY, ek.der()),
-                Tuple::new(provided::RTPM_CONTEXT, &context.write()?),
-            ],
-        })
+        let evidence =
+            [Tuple::new(provided::ENDORSEMENT_KEY, ek.der()), Tuple::new(provided::RTPM_CONTEXT, &context.write()?)];
+        Some(AttestationRequest::for_certificate(session_id, identity.der(), evidence))
     }
 }
 
 /// Why a host's evidence does not show how it was started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum EvidenceError {
+    /// A part of it is missing.
     #[error("the evidence has no {0:?}")]
     Missing(Blob),
+    /// The attestation key is of the wrong kind.
     #[error("the attestation key cannot be used: {0}")]
     Key(KeyError),
+    /// The quote proves nothing.
     #[error("{0}")]
     Quote(QuoteError),
+    /// The event log cannot be read.
     #[error("{0}")]
     Log(LogError),
+    /// The event log is not the log of this boot.
     #[error("the event log does not lead to the PCRs that the TPM quoted")]
     LogMismatch,
 }
@@ -89,8 +123,8 @@ pub fn attestation_key(context: &Context) -> Result<AkPublic, EvidenceError> {
     AkPublic::parse(blob(context, Blob::AttestationKey)?).map_err(EvidenceError::Key)
 }
 
-/// Checks that `ak` quoted the PCRs for this nonce and this identity key, and that the log leads to them. The
-/// caller has proven that the AK is in the registered TPM.
+/// Checks that `ak` quoted the PCRs for this nonce and this identity key, and that the log leads to them. The caller
+/// has proven that `ak` is in the registered TPM.
 ///
 /// # Errors
 /// The rule that is broken.

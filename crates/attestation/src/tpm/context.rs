@@ -7,6 +7,7 @@
 //! All numbers are 32 bits, little endian. The specification gives neither the state nor a blob a length; here
 //! both have one.
 
+use super::event_log::MAX_LOG;
 use super::reader::Reader;
 
 const VERSION: u32 = 1;
@@ -14,10 +15,10 @@ const HEADER: usize = 16;
 /// More than any step of the exchange has.
 const MAX_BLOBS: u32 = 8;
 /// A log, a quote and their frames.
-const MAX_CONTEXT: usize = super::MAX_LOG + (16 << 10);
+const MAX_CONTEXT: usize = MAX_LOG + (16 << 10);
 const MAX_STATE: usize = 1024;
 
-/// What a data blob is. The numbers are ours.
+/// What a data blob holds. The numbers are ours.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Blob {
     /// Host: TPM2B_PUBLIC of the attestation key.
@@ -67,12 +68,13 @@ impl Blob {
 /// One step of the exchange.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Context {
-    /// What the service wants back as it is: sealed, so that it need not remember.
+    /// What the service wants back unchanged: sealed, so that it need not remember it.
     pub state: Vec<u8>,
     blobs: Vec<(Blob, Vec<u8>)>,
 }
 
 impl Context {
+    /// A step with this state and these blobs.
     #[must_use]
     pub fn new(state: Vec<u8>, blobs: Vec<(Blob, Vec<u8>)>) -> Self {
         Context { state, blobs }
@@ -84,13 +86,13 @@ impl Context {
         self.blobs.iter().find(|(found, _)| *found == kind).map(|(_, bytes)| bytes.as_slice())
     }
 
-    /// Whether it carries nothing: how a host asks to be told what is wanted.
+    /// Whether it carries nothing: how a host asks what the service wants.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.state.is_empty() && self.blobs.is_empty()
     }
 
-    /// `None` when it is longer than [`parse`](Self::parse) takes.
+    /// The bytes of MS-HGSA 2.2.2.25; `None` when there are more than [`parse`](Self::parse) accepts.
     #[must_use]
     pub fn write(&self) -> Option<Vec<u8>> {
         let mut body = Vec::new();
@@ -113,7 +115,7 @@ impl Context {
         Some(context)
     }
 
-    /// `None` for anything but a context of this layout with known blobs, each at most once.
+    /// Reads a context; `None` for anything but this layout with known blobs, each at most once.
     #[must_use]
     pub fn parse(bytes: &[u8]) -> Option<Self> {
         if bytes.len() > MAX_CONTEXT {
@@ -122,7 +124,7 @@ impl Context {
         let mut reader = Reader::new(bytes);
         let size = usize::try_from(reader.le32()?).ok()?;
         let (version, count) = (reader.le32()?, reader.le32()?);
-        // Reserved: whoever receives it ignores it.
+        // Reserved: a receiver ignores it.
         reader.le32()?;
         if size != bytes.len() || version != VERSION || count > MAX_BLOBS {
             return None;

@@ -13,7 +13,7 @@ const SECRET: usize = 32;
 const SEED: usize = 32;
 const AES_KEY: usize = 16;
 
-/// What the TPM needs to get the secret out.
+/// What the TPM needs to release the secret.
 pub struct Credential {
     /// TPM2B_ID_OBJECT.
     pub id_object: Vec<u8>,
@@ -21,8 +21,8 @@ pub struct Credential {
     pub encrypted_seed: Vec<u8>,
 }
 
-/// Encrypts `secret` so that only the TPM with this EK can open it, and only while the object that `ak` names is
-/// loaded in it.
+/// Encrypts `secret` so that only the TPM with this EK can open it, and only while the object that `ak` names is loaded
+/// in it.
 ///
 /// # Errors
 /// `Crypto` when the library fails.

@@ -1,16 +1,16 @@
 //! The firmware's event log in the crypto-agile format (TCG PC Client Platform Firmware Profile, section 10), and
 //! the PCRs it leads to.
 //!
-//! Nothing protects a log but that it must lead to the PCRs that a TPM quotes: only an event's PCR and digest are
-//! covered by that, its type and its data are not. Judgements are therefore made on digests.
+//! The only protection of a log is that it must lead to the PCRs that a TPM quotes. That covers an event's PCR and
+//! digest, not its type or its data. Judgments are therefore made on digests.
 
 use aws_lc_rs::digest::{Context, SHA256};
 
-use super::Pcr;
 use super::keys::ALG_SHA256;
+use super::pcr::Pcr;
 use super::reader::Reader;
 
-/// Largest log looked at, in bytes. Real ones are 20 to 60 KiB.
+/// Largest log accepted, in bytes. Real ones are 20 to 60 KiB.
 pub const MAX_LOG: usize = 512 << 10;
 const MAX_EVENTS: usize = 8192;
 const MAX_ALGORITHMS: usize = 8;
@@ -21,21 +21,28 @@ const EV_NO_ACTION: u32 = 3;
 const SPEC_ID: &[u8; 16] = b"Spec ID Event03\0";
 const STARTUP_LOCALITY: &[u8; 16] = b"StartupLocality\0";
 
-/// Why a log is not one.
+/// Why a log is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum LogError {
+    /// Longer than [`MAX_LOG`].
     #[error("the event log is larger than {MAX_LOG} bytes")]
     TooLarge,
+    /// It begins in another way.
     #[error("the event log does not begin with the header of the crypto-agile format")]
     Header,
+    /// Its header announces no SHA-256 bank.
     #[error("the event log has no SHA-256 digests")]
     NoSha256,
+    /// The event with this number, counted from 1, is malformed.
     #[error("event {0} of the event log ends too early or has other digests than its header announces")]
     Event(usize),
+    /// The event with this number extends this PCR.
     #[error("event {0} of the event log extends PCR {1}, which does not exist")]
     NoSuchPcr(usize, u32),
+    /// The event with this number cannot set the locality.
     #[error("event {0} of the event log sets a startup locality that is unknown or comes too late")]
     StartupLocality(usize),
+    /// More events than any firmware logs.
     #[error("the event log has more than {MAX_EVENTS} events")]
     TooMany,
 }
@@ -45,7 +52,7 @@ pub enum LogError {
 pub struct Event {
     /// Below 24.
     pub pcr: usize,
-    /// As the log has it; anybody can have changed it.
+    /// As the log has it; not protected against changes.
     pub kind: u32,
     /// In the SHA-256 bank.
     pub digest: Pcr,
@@ -85,7 +92,7 @@ impl EventLog {
         Ok(log)
     }
 
-    /// In the order in which they were measured. Those that extend nothing are not among them.
+    /// The events that extend a PCR, in the order in which they were measured.
     #[must_use]
     pub fn events(&self) -> &[Event] {
         &self.events
@@ -95,7 +102,7 @@ impl EventLog {
     #[must_use]
     pub fn replay(&self) -> [Pcr; PCRS] {
         let mut pcrs = [[0; 32]; PCRS];
-        // Those of a dynamic launch start with ones.
+        // The PCRs of a dynamic launch start with ones.
         for pcr in &mut pcrs[17..=22] {
             *pcr = [0xff; 32];
         }
@@ -112,7 +119,7 @@ impl EventLog {
     fn add(&mut self, number: usize, raw: &Raw<'_>) -> Result<(), LogError> {
         if raw.kind == EV_NO_ACTION {
             if let Some(locality) = raw.data.strip_prefix(STARTUP_LOCALITY) {
-                // It is where PCR 0 starts, so it comes before anything is in there.
+                // It is the initial value of PCR 0, so it comes before anything is measured into it.
                 let first = !self.events.iter().any(|event| event.pcr == 0) && self.startup_locality == 0;
                 self.startup_locality = match locality {
                     [locality @ (0 | 3 | 4)] if first => *locality,

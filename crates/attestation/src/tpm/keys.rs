@@ -4,10 +4,10 @@ use aws_lc_rs::digest::{SHA256, digest};
 use aws_lc_rs::encoding::{AsDer, PublicKeyX509Der};
 use aws_lc_rs::rsa::{OAEP_SHA256_MGF1SHA256, OaepPublicEncryptingKey, PublicEncryptingKey};
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED, ParsedPublicKey};
+use data_encoding::HEXLOWER;
 
 use super::reader::Reader;
 use crate::error::{Error, Result};
-use crate::host_key::hex;
 use crate::pem;
 
 const PUBLIC_LABEL: &str = "PUBLIC KEY";
@@ -31,18 +31,22 @@ const DECRYPT: u32 = 1 << 17;
 const SIGN: u32 = 1 << 18;
 /// A key that was made in this TPM, cannot leave it, and signs nothing but what the TPM itself says.
 const REQUIRED: u32 = FIXED_TPM | FIXED_PARENT | SENSITIVE_DATA_ORIGIN | RESTRICTED | SIGN;
-/// Besides those: stClear, userWithAuth, adminWithPolicy, noDA. They decide who may use the key.
+/// Also stClear, userWithAuth, adminWithPolicy and noDA, which decide who may use the key.
 const ALLOWED: u32 = REQUIRED | 1 << 2 | 1 << 6 | 1 << 7 | 1 << 10;
 
-/// Why an attestation key is not one.
+/// Why a key is not accepted as an attestation key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum KeyError {
+    /// It cannot be read.
     #[error("the attestation key is not a TPMT_PUBLIC")]
     Malformed,
+    /// Another algorithm or another curve.
     #[error("the attestation key is not ECDSA P-256 with SHA-256")]
     Algorithm,
+    /// These TPMA_OBJECT attributes.
     #[error("the attestation key is not a restricted signing key that never leaves its TPM (attributes {0:#010x})")]
     Attributes(u32),
+    /// The public point is not on the curve.
     #[error("the attestation key is not a point of P-256")]
     Point,
 }
@@ -54,6 +58,8 @@ pub struct EkPublic {
 }
 
 impl EkPublic {
+    /// Reads a DER SubjectPublicKeyInfo.
+    ///
     /// # Errors
     /// `NotEndorsementKey` for anything but the one DER encoding of an RSA-2048 SubjectPublicKeyInfo.
     pub fn from_der(der: &[u8]) -> Result<Self> {
@@ -70,7 +76,7 @@ impl EkPublic {
         Ok(EkPublic { der: der.to_vec() })
     }
 
-    /// Takes PEM or DER: what `tpm2_createek --public` wrote with `--format pem`.
+    /// Reads PEM or DER: what `tpm2_createek --public` writes with `--format pem`.
     ///
     /// # Errors
     /// `NotEndorsementKey`.
@@ -91,7 +97,7 @@ impl EkPublic {
     /// Lower-case hexadecimal SHA-256 of [`der`](Self::der).
     #[must_use]
     pub fn fingerprint(&self) -> String {
-        hex(digest(&SHA256, &self.der).as_ref())
+        HEXLOWER.encode(digest(&SHA256, &self.der).as_ref())
     }
 
     /// RSA-OAEP with the name's digest and the label `IDENTITY` (TPM 2.0 part 1, B.10.4).
@@ -137,7 +143,7 @@ impl AkPublic {
         Ok(AkPublic { name, point })
     }
 
-    /// What credentials are bound to: nobody can change the key or its attributes and keep its name.
+    /// What credentials are bound to: a key with other attributes, or another key, has another name.
     #[must_use]
     pub fn name(&self) -> &[u8; 34] {
         &self.name

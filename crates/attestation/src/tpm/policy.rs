@@ -1,14 +1,16 @@
 //! What a machine's measured boot must look like (MS-HGSA 2.2.2.13 names the checks).
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use aws_lc_rs::digest::{SHA256, digest};
 
-use super::{EventLog, Pcr, QUOTED};
+use super::event_log::EventLog;
+use super::pcr::{Pcr, QUOTED};
 
 /// Where firmware measures the state and the keys of Secure Boot.
 const SECURE_BOOT_PCR: usize = 7;
-/// EFI_GLOBAL_VARIABLE, 8be4df61-93ca-11d2-aa0d-00e098032b8c, as it lies in memory.
+/// EFI_GLOBAL_VARIABLE, 8be4df61-93ca-11d2-aa0d-00e098032b8c, as laid out in memory.
 const GLOBAL_VARIABLE: [u8; 16] =
     [0x61, 0xdf, 0xe4, 0x8b, 0xca, 0x93, 0xd2, 0x11, 0xaa, 0x0d, 0x00, 0xe0, 0x98, 0x03, 0x2b, 0x8c];
 const DEBUG_MODE: &[u8] = b"UEFI Debug Mode";
@@ -27,6 +29,7 @@ pub enum Check {
 }
 
 impl Check {
+    /// Every check.
     pub const ALL: [Check; 4] = [Check::SecureBoot, Check::NoDebugMode, Check::SecureBootSettings, Check::KnownGood];
 
     /// Name in the store and on the command line; stable.
@@ -40,6 +43,7 @@ impl Check {
         }
     }
 
+    /// The check with this name.
     #[must_use]
     pub fn from_name(name: &str) -> Option<Self> {
         Check::ALL.into_iter().find(|check| check.name() == name)
@@ -78,7 +82,7 @@ impl Check {
         guid
     }
 
-    /// What its failing means.
+    /// What it means that it failed, as one clause.
     #[must_use]
     pub fn failure(self) -> &'static str {
         match self {
@@ -90,16 +94,17 @@ impl Check {
     }
 }
 
-/// Known good values of some PCRs, taken from a machine that is believed.
+/// Known good values of some PCRs, taken from a trusted machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Baseline {
+    /// The admin's name for it.
     pub name: String,
     /// By number; all among [`QUOTED`].
     pub pcrs: BTreeMap<u32, Pcr>,
 }
 
 impl Baseline {
-    /// The values that a log leads to; `None` when a PCR is not one that is quoted, or none is named.
+    /// The values that a log leads to; `None` when no PCR is named, or one that is not quoted.
     #[must_use]
     pub fn of_log(name: &str, log: &EventLog, pcrs: &[u32]) -> Option<Self> {
         if pcrs.is_empty() || !pcrs.iter().all(|pcr| QUOTED.contains(pcr)) {
@@ -123,7 +128,7 @@ impl Baseline {
     }
 }
 
-/// A comparing check that fails with one baseline; no PCRs when the baseline has none of the check's.
+/// A comparing check that fails with one baseline; without PCRs when the baseline has none of those of the check.
 struct Mismatch {
     check: Check,
     pcrs: Vec<u32>,
@@ -142,16 +147,26 @@ impl Mismatch {
 /// The checks that are made, and the baselines that two of them compare with.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Policy {
+    /// The checks.
     pub checks: Vec<Check>,
+    /// What the comparing ones compare with.
     pub baselines: Vec<Baseline>,
 }
 
 /// A check that failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Evaluation {
+    /// Which one.
     pub check: Check,
-    /// For the admin: which PCRs, compared with which baseline.
+    /// For the admin: which PCRs differ from which baseline. Empty for checks that compare nothing.
     pub detail: String,
+}
+
+impl fmt::Display for Evaluation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.check.failure())?;
+        if self.detail.is_empty() { Ok(()) } else { write!(f, ": {}", self.detail) }
+    }
 }
 
 impl Policy {
@@ -160,7 +175,7 @@ impl Policy {
     pub fn evaluate(&self, log: &EventLog) -> Vec<Evaluation> {
         let pcrs = log.replay();
         let comparing: Vec<Check> = self.checks.iter().copied().filter(|check| check.is_comparison()).collect();
-        // One baseline has to fit in all that is compared; of those that do not, the nearest one helps most.
+        // One baseline must match in everything that is compared. If none does, the nearest one helps the admin most.
         let nearest = self
             .baselines
             .iter()
@@ -192,9 +207,9 @@ impl Policy {
     }
 }
 
-/// The first thing that firmware measures into PCR 7 is the variable SecureBoot. What it measured there can be
-/// told from what an operating system added later only by coming first, so nothing else is looked for: not a type,
-/// which the quote does not cover, and not a place after some other event.
+/// The first thing that firmware measures into PCR 7 is the variable SecureBoot. Only its position, being first, tells
+/// it from what an operating system adds later. So nothing else is accepted: not an event's type, which the quote does
+/// not cover, and not a place after some other event.
 fn secure_boot_was_on(log: &EventLog) -> bool {
     let first = log.events().iter().find(|event| event.pcr == SECURE_BOOT_PCR);
     first.is_some_and(|event| event.digest == secure_boot_digest(1))
@@ -224,15 +239,16 @@ fn sha256(data: &[u8]) -> Pcr {
 
 #[cfg(test)]
 mod tests {
+    use data_encoding::HEXLOWER;
+
     use super::*;
-    use crate::host_key::hex;
 
     /// The value that PCR 7's first event has on every machine with Secure Boot on, as found in published logs.
     #[test]
     fn the_digest_of_secure_boot_is_the_published_one() {
         let published = "ccfc4bb32888a345bc8aeadaba552b627d99348c767681ab3141f5b01e40a40e";
-        assert_eq!(hex(&secure_boot_digest(1)), published);
-        assert_ne!(hex(&secure_boot_digest(0)), published);
+        assert_eq!(HEXLOWER.encode(&secure_boot_digest(1)), published);
+        assert_ne!(HEXLOWER.encode(&secure_boot_digest(0)), published);
     }
 
     #[test]
@@ -241,6 +257,6 @@ mod tests {
             assert_eq!(Check::from_name(check.name()), Some(check));
         }
         assert_eq!(Check::from_name("other"), None);
-        assert_eq!(hex(&Check::SecureBoot.guid()), "e10e466aea626f41ae6c04e29634506d");
+        assert_eq!(HEXLOWER.encode(&Check::SecureBoot.guid()), "e10e466aea626f41ae6c04e29634506d");
     }
 }

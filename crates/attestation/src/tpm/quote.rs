@@ -3,15 +3,16 @@
 use aws_lc_rs::digest::{Context, SHA256};
 
 use super::keys::{ALG_ECDSA, ALG_SHA256, AkPublic, left_padded};
+use super::pcr::{Pcr, QUOTED};
 use super::reader::Reader;
-use super::{Pcr, QUOTED};
 use crate::identity::IdentityPublic;
 
 const GENERATED: u32 = 0xff54_4347;
 const ST_ATTEST_QUOTE: u16 = 0x8018;
 const DOMAIN: &[u8] = b"drydock/tpm-attest/quote/1";
 
-/// What a quote of this host must carry: bound to the service's nonce and to the key that will be certified.
+/// The qualifying data that a quote of this host must carry: they bind it to the service's nonce and to the key that
+/// will be certified.
 #[must_use]
 pub fn qualifying_data(nonce: &[u8; 32], identity: &IdentityPublic) -> [u8; 32] {
     let mut context = Context::new(&SHA256);
@@ -27,14 +28,19 @@ pub fn qualifying_data(nonce: &[u8; 32], identity: &IdentityPublic) -> [u8; 32] 
 /// Why a quote proves nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum QuoteError {
+    /// It cannot be read, or it is another statement of a TPM.
     #[error("the quote is not a TPMS_ATTEST of a quote")]
     Malformed,
+    /// The signature is of another scheme.
     #[error("the quote's signature is not an ECDSA signature with SHA-256")]
     SignatureFormat,
+    /// The signature is wrong.
     #[error("the quote was not signed by the attestation key")]
     Signature,
+    /// The qualifying data are others.
     #[error("the quote does not answer this challenge, or was made for another identity key")]
     Nonce,
+    /// Other PCRs, or another bank.
     #[error("the quote is not over the PCRs that were asked for, in the SHA-256 bank")]
     Selection,
 }
@@ -52,7 +58,7 @@ struct Attest<'a> {
 }
 
 impl Quote {
-    /// `attest` is the TPMS_ATTEST, `signature` the TPMT_SIGNATURE.
+    /// Checks a TPMS_ATTEST and its TPMT_SIGNATURE.
     ///
     /// # Errors
     /// The rule that is broken.
@@ -89,7 +95,7 @@ fn parse_attest(bytes: &[u8]) -> Option<Attest<'_>> {
     if reader.be32()? != GENERATED || reader.be16()? != ST_ATTEST_QUOTE {
         return None;
     }
-    // qualifiedSigner: the AK is known by its signature.
+    // qualifiedSigner: the signature identifies the AK.
     reader.sized(68)?;
     let extra = reader.sized(64)?;
     // clockInfo (17), firmwareVersion (8).

@@ -1,6 +1,6 @@
-//! Taking numbers and buffers off the front of hostile bytes.
+//! Reads numbers and buffers from the front of untrusted bytes.
 
-/// What is left to read. Every method returns `None` when there is less than it needs.
+/// The bytes that are left. Every method returns `None` when there are fewer than it needs.
 #[derive(Clone, Copy)]
 pub(super) struct Reader<'a>(&'a [u8]);
 
@@ -25,7 +25,7 @@ impl<'a> Reader<'a> {
         self.array().map(u8::from_le_bytes)
     }
 
-    /// Big endian, as everything a TPM marshals.
+    /// Big endian, like everything that a TPM marshals.
     pub(super) fn be16(&mut self) -> Option<u16> {
         self.array().map(u16::from_be_bytes)
     }
@@ -34,7 +34,7 @@ impl<'a> Reader<'a> {
         self.array().map(u32::from_be_bytes)
     }
 
-    /// Little endian, as everything in an event log and in MS-HGSA.
+    /// Little endian, like everything in an event log and in MS-HGSA.
     pub(super) fn le16(&mut self) -> Option<u16> {
         self.array().map(u16::from_le_bytes)
     }

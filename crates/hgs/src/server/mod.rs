@@ -27,9 +27,9 @@ pub use routes::routes;
 
 /// For the TLS handshake, and for the head of each request.
 const HANDSHAKE: Duration = Duration::from_secs(10);
-/// A connection ends after this, however busy: a peer that reads or writes a byte a minute holds nothing up.
+/// A connection is closed after this, however busy: a peer that reads or writes a byte a minute blocks nothing.
 const CONNECTION: Duration = Duration::from_secs(300);
-/// What is under way at shutdown may finish.
+/// How long requests that are in progress at shutdown may take.
 const GRACE: Duration = Duration::from_secs(10);
 const MAX_CONNECTIONS: usize = 256;
 
@@ -38,8 +38,8 @@ const MAX_CONNECTIONS: usize = 256;
 pub enum Transport {
     /// With a certificate of the service's own authority (`hgs-ca.pem`).
     Https,
-    /// In the clear. Transport keys are encrypted to the attested host even so, but nobody can tell the service
-    /// from an impostor.
+    /// In the clear. Transport keys are still encrypted to the attested host, but hosts cannot tell the service from an
+    /// impostor.
     PlainHttp {
         /// Also on addresses that other machines can reach.
         force: bool,
@@ -53,16 +53,16 @@ pub struct Serving {
 }
 
 impl Serving {
-    /// Where it listens; the port is real even when port 0 was asked for.
+    /// Where it listens, with the real port even if port 0 was requested.
     #[must_use]
     pub fn local_addr(&self) -> SocketAddr {
         self.address
     }
 
-    /// Until the shutdown that was given to [`serve`] is over.
+    /// Waits until the shutdown that was passed to [`serve`] is complete.
     ///
     /// # Errors
-    /// `Stopped` when it ended for another reason.
+    /// `Stopped` if the service ended for another reason.
     pub async fn wait(self) -> Result<()> {
         self.task.await.map_err(|_| Error::Stopped)
     }
@@ -98,7 +98,7 @@ async fn accept(listener: TcpListener, tls: Option<TlsAcceptor>, router: Router,
     let mut connections = JoinSet::new();
     tokio::pin!(shutdown);
     loop {
-        // Finished connections are taken out as they end.
+        // Removes connections that have ended.
         while connections.try_join_next().is_some() {}
         let accepted = tokio::select! {
             () = &mut shutdown => break,
@@ -127,7 +127,7 @@ async fn accept(listener: TcpListener, tls: Option<TlsAcceptor>, router: Router,
         });
     }
     drop(listener);
-    // Nobody is listening any more when no connection is left.
+    // An error means that no connection is left.
     let _ = stop.send(true);
     let drained = async { while connections.join_next().await.is_some() {} };
     if tokio::time::timeout(GRACE, drained).await.is_err() {
@@ -173,10 +173,10 @@ async fn http(
     }
 }
 
-/// Windows hosts write these paths in several ways (`/Attestation/Getinfo`): their case carries no meaning.
+/// Windows hosts write these paths in several ways (`/Attestation/Getinfo`): their case is not significant.
 fn lower_case(mut request: Request<Incoming>) -> Request<Incoming> {
     let lower = request.uri().path().to_ascii_lowercase();
-    // Queries mean nothing here and are dropped. A path that was valid is valid in lower case.
+    // Queries have no meaning here and are dropped. A path that was valid is valid in lower case.
     if let Ok(uri) = lower.parse() {
         *request.uri_mut() = uri;
     }

@@ -1,4 +1,4 @@
-//! What is where. All paths are lower case: requests are brought to it before they get here.
+//! The routes. All paths are lower case: requests are converted before they get here.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,15 +11,13 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, get, post};
 use axum::{Json, Router};
+use kps::{ApiVersion, ErrorCode, ErrorDocument};
 use tower_http::limit::RequestBodyLimitLayer;
 use tower_http::timeout::TimeoutLayer;
 
 use crate::admin::Hgs;
 use crate::error::{Error, Result};
-use crate::kps::ApiVersion;
-use crate::kps::roll;
-use crate::kps::wire::{ErrorDocument, HEALTH_CERTIFICATE, SERVICE};
-use crate::{attest, tpm_attest};
+use crate::{attest, roll, tpm_attest};
 
 const MAX_BODY: usize = 1 << 20;
 /// Receiving the body included.
@@ -40,7 +38,7 @@ const ROUTES: [Route; 9] = [
     ("get", "/keyprotection/service/metadata/2014-07/metadata.xml", || get(metadata)),
 ];
 
-/// Every method and path that is served; `docs/openapi.json` describes them.
+/// Every method and path that is served. `docs/openapi.json` describes them.
 pub fn routes() -> impl Iterator<Item = (&'static str, &'static str)> {
     ROUTES.iter().map(|(method, path, _)| (*method, *path))
 }
@@ -66,7 +64,7 @@ async fn tpm_attest(State(hgs): State<Arc<Hgs>>, Path(version): Path<String>, bo
         HostKind::HostKey => reply(Ok(attest::other_mode(&hgs))),
         HostKind::Tpm if version == "v2.0" => reply(tpm_attest::attest(&hgs, &body).await),
         HostKind::Tpm => {
-            let message = "attestation is v2.0 here".to_owned();
+            let message = "this service speaks v2.0 of attestation only".to_owned();
             reply(Ok(Reply::PayloadError { retryable: false, message }))
         }
     }
@@ -109,16 +107,19 @@ async fn roll_transport_key(State(hgs): State<Arc<Hgs>>, Path(version): Path<Str
     match roll::roll(&hgs, version, &body).await {
         Ok(Ok(document)) => xml(StatusCode::OK, document),
         Ok(Err(refusal)) => {
-            let status =
-                if refusal.code == HEALTH_CERTIFICATE { StatusCode::FORBIDDEN } else { StatusCode::BAD_REQUEST };
-            xml(status, ErrorDocument { code: refusal.code.to_owned(), message: refusal.message }.write())
+            let status = match refusal.code {
+                ErrorCode::HealthCertificate => StatusCode::FORBIDDEN,
+                ErrorCode::InvalidProtector | ErrorCode::InvalidWrapping | ErrorCode::Service => {
+                    StatusCode::BAD_REQUEST
+                }
+            };
+            xml(status, ErrorDocument::new(refusal.code, refusal.message).write())
         }
         Err(error) => {
             log(&error);
-            // What is wrong inside is for the service's log, not for its callers.
+            // The reason is for the service's log, not for its callers.
             let message = "the service could not decide; its admin finds the reason in its log".to_owned();
-            let document = ErrorDocument { code: SERVICE.to_owned(), message };
-            xml(StatusCode::SERVICE_UNAVAILABLE, document.write())
+            xml(StatusCode::SERVICE_UNAVAILABLE, ErrorDocument::new(ErrorCode::Service, message).write())
         }
     }
 }

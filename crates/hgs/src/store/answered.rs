@@ -1,16 +1,16 @@
-//! Challenges of TPM mode that were answered: none is answered twice, whichever nodes it is sent to.
+//! Challenges of TPM mode that were answered: none is answered twice, whichever node gets the answer.
 
+use data_encoding::HEXLOWER;
 use time::{Duration, OffsetDateTime};
 
-use super::Store;
+use super::open::Store;
 use crate::error::Result;
-use crate::hex;
 
-/// A node whose clock is ahead must not forget what one that is behind would still take.
+/// A node whose clock is fast must not forget what one whose clock is slow would still accept.
 const CLOCKS: Duration = Duration::hours(1);
 
 impl Store {
-    /// Remembers a challenge's nonce until it has expired everywhere; whether it is the first time.
+    /// Stores a challenge's nonce until it has expired on every node. Returns whether this is the first answer to it.
     pub(crate) async fn first_answer(
         &self,
         nonce: &[u8; 32],
@@ -23,7 +23,7 @@ impl Store {
             .execute(&mut *transaction)
             .await?;
         let inserted = sqlx::query("INSERT INTO answered (nonce, expires) VALUES ($1, $2) ON CONFLICT DO NOTHING")
-            .bind(hex::encode(nonce))
+            .bind(HEXLOWER.encode(nonce))
             .bind(expires.unix_timestamp())
             .execute(&mut *transaction)
             .await?;

@@ -12,26 +12,27 @@ use sqlx::any::{AnyConnectOptions, AnyPoolOptions};
 use sqlx::migrate::{Migration, MigrationType, Migrator};
 use sqlx::postgres::{PgConnectOptions, PgSslMode};
 use sqlx::{Any, AnyConnection, AnyPool, Connection, Executor, SqlSafeStr, Transaction};
+use time::OffsetDateTime;
 use tokio::sync::{Mutex, OwnedMutexGuard};
 use zeroize::Zeroizing;
 
 use crate::error::{Error, Result};
 
 const FILE: &str = "hgs.sqlite";
-/// How long a request waits for a connection before the service says that it is unavailable.
+/// How long a request waits for a connection before the service reports that it is unavailable.
 const ACQUIRE: Duration = Duration::from_secs(10);
 /// Writers queue behind one another: more connections than this only wait.
 const CONNECTIONS: u32 = 8;
 
-/// Waits for another process that writes (`drydock hgs add-host` beside the service). A key must not leave before its
-/// audit row is on the disk: that is what FULL is for.
+/// Waits for another process that writes (`drydock hgs add-host` while the service runs). FULL: a key must not leave
+/// before its audit row is on disk.
 const SQLITE_SESSION: &str = "PRAGMA busy_timeout = 10000; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL";
-/// The same; and a node that stops in the middle of a transaction (a frozen machine) loses its lock before the others
-/// stop waiting for it.
+/// The same. In addition, a node that stops in the middle of a transaction (a frozen machine) loses its lock before the
+/// others stop waiting for it.
 const POSTGRES_SESSION: &str = "SET synchronous_commit = on; SET lock_timeout = '15s'; \
      SET idle_in_transaction_session_timeout = '5s'; SET statement_timeout = '30s'";
 
-/// The address of a PostgreSQL database, `postgres://…`. It may hold a password, so it is wiped and never shown.
+/// The address of a PostgreSQL database, `postgres://…`. It may contain a password, so it is wiped and never shown.
 #[derive(Clone, PartialEq, Eq)]
 pub struct StoreUrl(Zeroizing<String>);
 
@@ -42,6 +43,8 @@ impl fmt::Debug for StoreUrl {
 }
 
 impl StoreUrl {
+    /// Checks an address.
+    ///
     /// # Errors
     /// `BadStoreUrl`; `StoreExposed` for a database on another machine without `sslmode=verify-full` or `verify-ca`.
     pub fn parse(text: &str) -> Result<Self> {
@@ -49,7 +52,7 @@ impl StoreUrl {
         if !matches!(url.scheme(), "postgres" | "postgresql") {
             return Err(Error::BadStoreUrl);
         }
-        // What the driver makes of it, the environment's PGHOST included.
+        // As the driver understands it, including PGHOST in the environment.
         let options = PgConnectOptions::from_str(text).map_err(|_| Error::BadStoreUrl)?;
         let host = options.get_host();
         let address = host.trim_start_matches('[').trim_end_matches(']');
@@ -63,7 +66,7 @@ impl StoreUrl {
         Ok(StoreUrl(Zeroizing::new(text.to_owned())))
     }
 
-    /// Whether it may not be an argument, which everybody on the machine can read.
+    /// Whether it contains a password: then it must not be an argument, which every user of the machine can read.
     #[must_use]
     pub fn has_password(&self) -> bool {
         Url::parse(&self.0).is_ok_and(|url| {
@@ -76,7 +79,7 @@ impl StoreUrl {
     }
 }
 
-/// SQLite in the service's folder, or a PostgreSQL that several nodes share.
+/// SQLite in the service's directory, or a PostgreSQL database that several nodes share.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Engine {
     Sqlite,
@@ -87,8 +90,8 @@ enum Engine {
 pub(super) struct Database {
     pub(super) pool: AnyPool,
     engine: Engine,
-    /// Whose turn it is to write among this process's requests. A database has them wait too, but SQLite by sleeping,
-    /// and whoever wakes up first is next.
+    /// Orders the writers of this process. The database lets them wait, too, but SQLite does so by sleeping, and the
+    /// first one to wake up is next.
     turn: Arc<Mutex<()>>,
 }
 
@@ -132,14 +135,14 @@ impl Database {
             Some(url) => AnyConnectOptions::from_str(url.expose())?,
         };
         if engine == Engine::Postgres {
-            // A pool tries until its time is up and then says no more than that.
+            // A pool tries until its time is up and then reports nothing else.
             let connection = AnyConnection::connect_with(&options).await.map_err(Error::StoreUnreachable)?;
             connection.close().await?;
         }
         let pool = AnyPoolOptions::new()
             .max_connections(CONNECTIONS)
             .acquire_timeout(ACQUIRE)
-            // A connection to a file does not break; asking it each time whether it did costs what a statement costs.
+            // A connection to a file does not break, and the test costs as much as a statement.
             .test_before_acquire(engine == Engine::Postgres)
             .after_connect(move |connection, _| Box::pin(async move { connection.execute(session).await.map(|_| ()) }))
             .connect_with(options)
@@ -148,8 +151,8 @@ impl Database {
         Ok(Database { pool, engine, turn: Arc::default() })
     }
 
-    /// A transaction in which this is the only writer of all processes and all nodes: whoever is next sees what it
-    /// wrote, so that the log has one last row to go on from.
+    /// A transaction in which this is the only writer of all processes and all nodes: the next one sees what it wrote,
+    /// so that the log has one last row to continue from.
     pub(super) async fn begin(&self) -> Result<Write> {
         let turn = tokio::time::timeout(ACQUIRE, Arc::clone(&self.turn).lock_owned()).await;
         let turn = turn.map_err(|_| sqlx::Error::PoolTimedOut)?;
@@ -167,9 +170,15 @@ impl Database {
     }
 }
 
+/// The time in a column. One that is out of range was not written by us; in the audit log, the row's hash will not
+/// match.
+pub(super) fn instant(seconds: i64) -> OffsetDateTime {
+    OffsetDateTime::from_unix_timestamp(seconds).unwrap_or(OffsetDateTime::UNIX_EPOCH)
+}
+
 fn sqlite_url(dir: &Path) -> Result<String> {
     let path = std::path::absolute(dir).map_err(Error::io("find", dir))?.join(FILE);
-    // Escapes what has a meaning in URLs.
+    // Escapes what is special in URLs.
     let url = Url::from_file_path(&path).map_err(|()| Error::Damaged { path })?;
     Ok(format!("sqlite://{}?mode=rwc", url.path()))
 }

@@ -7,15 +7,19 @@ use sqlx::Row;
 use sqlx::any::AnyRow;
 use time::OffsetDateTime;
 
-use super::{Store, instant};
+use super::engine::instant;
+use super::open::Store;
 use crate::audit::{Event, Record};
 use crate::error::{Error, Result};
 
 /// A host that may attest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HostEntry {
+    /// The admin's name for it.
     pub name: String,
+    /// Its registered key.
     pub identity: HostIdentity,
+    /// When it was registered.
     pub added_at: OffsetDateTime,
 }
 

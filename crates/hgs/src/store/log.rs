@@ -6,25 +6,12 @@ use sqlx::any::AnyRow;
 use sqlx::{AnyConnection, Row};
 use time::OffsetDateTime;
 
-use super::engine::Write;
-use super::{Store, instant};
+use super::engine::{Write, instant};
+use super::open::{Head, Store};
 use crate::audit::{Entry, Event, GENESIS, Record};
 use crate::error::{Error, Result};
 
 const PAGE: i64 = 1000;
-
-/// The log's last row.
-pub(super) struct Head {
-    seq: i64,
-    hash: String,
-}
-
-impl Default for Head {
-    /// Of an empty log.
-    fn default() -> Self {
-        Head { seq: 0, hash: GENESIS.to_owned() }
-    }
-}
 
 impl Store {
     pub(crate) async fn record(&self, event: Event, record: Record, now: OffsetDateTime) -> Result<()> {
@@ -33,7 +20,7 @@ impl Store {
     }
 
     /// Ends a transaction of [`Database::begin`](super::engine::Database::begin), the only kind in which the last row
-    /// stays the last one, with a row for what was done in it.
+    /// stays the last one, with a row about what was done in it.
     pub(super) async fn conclude(
         &self,
         mut transaction: Write,
@@ -51,7 +38,7 @@ impl Store {
         Ok(())
     }
 
-    /// Refuses to go on from a log that has become shorter than this process has seen it, or has another row there.
+    /// Refuses to continue a log that has become shorter than this process has seen it, or that has another last row.
     fn check_head(&self, last: &Head) -> Result<()> {
         let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         if last.seq < seen.seq || (last.seq == seen.seq && last.hash != seen.hash) {
@@ -111,8 +98,8 @@ impl Store {
         rows.iter().rev().map(entry).collect()
     }
 
-    /// Checks the whole chain and each signature, and that the hash somebody kept is in it; returns its length and
-    /// its last hash.
+    /// Checks the whole chain and each signature, and that the hash `kept` is in it. Returns the length and the last
+    /// hash.
     pub(crate) async fn verify_audit(&self, kept: Option<&str>) -> Result<(i64, String)> {
         let mut seq = 0;
         let mut found_kept = kept.is_none_or(|kept| kept == GENESIS);
@@ -127,7 +114,7 @@ impl Store {
             .fetch_all(&self.database.pool)
             .await?;
             if rows.is_empty() {
-                // Rows from 0 down are none that the service made.
+                // The service writes no rows below 1.
                 let count = sqlx::query("SELECT COUNT(*) FROM audit WHERE seq < 1");
                 if count.fetch_one(&self.database.pool).await?.try_get::<i64, _>(0)? > 0 {
                     return Err(Error::AuditBroken { seq: 0 });

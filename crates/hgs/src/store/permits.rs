@@ -3,13 +3,13 @@
 use sqlx::{AnyConnection, Row};
 use time::OffsetDateTime;
 
-use super::Store;
+use super::open::Store;
 use crate::audit::{Event, Record};
 use crate::error::{Error, Result};
 use crate::permit::Permit;
 
 impl Store {
-    /// Takes a permit, once: one that was taken before does not become unused again.
+    /// Stores a permit, once: one that was stored before does not become unused again.
     pub(crate) async fn add_permit(&self, permit: &Permit, now: OffsetDateTime) -> Result<()> {
         let mut transaction = self.database.begin().await?;
         let inserted = sqlx::query(
@@ -35,8 +35,8 @@ impl Store {
     }
 }
 
-/// A permit for this protector, by this owner, that is unused or was used for what is still the newest generation
-/// (the host may have crashed before it kept what it got): its id and that generation, 0 when unused.
+/// A permit for this protector, by this owner, that is unused or was used for what is still the newest generation (the
+/// host may have crashed before it stored the answer): its id and that generation, 0 if unused.
 pub(super) async fn usable(
     connection: &mut AnyConnection,
     protector: &str,

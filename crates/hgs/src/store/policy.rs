@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 
 use attestation::tpm::{Baseline, Check, Pcr, Policy};
+use data_encoding::HEXLOWER;
 use sqlx::Row;
 use time::OffsetDateTime;
 
-use super::Store;
+use super::open::Store;
 use crate::audit::{Event, Record};
 use crate::error::{Error, Result};
 
@@ -15,7 +16,7 @@ impl Store {
         let mut policy = Policy::default();
         for row in sqlx::query("SELECT name FROM policies ORDER BY name").fetch_all(&self.database.pool).await? {
             let name: String = row.try_get(0)?;
-            // A check that this version does not know must not be skipped.
+            // A check that is unknown to this version must not be skipped.
             policy.checks.push(Check::from_name(&name).ok_or(Error::NoSuchPolicy { name })?);
         }
         for row in sqlx::query("SELECT name, pcrs FROM baselines ORDER BY name").fetch_all(&self.database.pool).await? {
@@ -40,9 +41,8 @@ impl Store {
             .bind(now.unix_timestamp())
             .execute(&mut *transaction)
             .await?;
-        // All values would be more than a row keeps.
-        let digest =
-            crate::hex::encode(aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, pcrs.as_bytes()).as_ref());
+        // A row has no room for all values.
+        let digest = HEXLOWER.encode(aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, pcrs.as_bytes()).as_ref());
         let which: Vec<String> = baseline.pcrs.keys().map(u32::to_string).collect();
         let why = format!("baseline '{name}' added: PCR {}, digest {digest}", which.join(", "));
         let record = Record { why, ..Record::default() };
@@ -62,7 +62,7 @@ impl Store {
         self.conclude(transaction, Event::PolicyChanged, record, now).await
     }
 
-    /// Makes a check from now on, or no longer. Changes nothing when it is so already.
+    /// Turns a check on or off. Writes nothing if it is so already.
     pub(crate) async fn set_policy(&self, check: Check, on: bool, now: OffsetDateTime) -> Result<()> {
         let mut transaction = self.database.begin().await?;
         let statement = if on {
@@ -81,12 +81,12 @@ impl Store {
 }
 
 fn write_pcrs(pcrs: &BTreeMap<u32, Pcr>) -> String {
-    let text: BTreeMap<u32, String> = pcrs.iter().map(|(pcr, value)| (*pcr, crate::hex::encode(value))).collect();
+    let text: BTreeMap<u32, String> = pcrs.iter().map(|(pcr, value)| (*pcr, HEXLOWER.encode(value))).collect();
     // Numbers and strings: it cannot fail.
     serde_json::to_string(&text).unwrap_or_default()
 }
 
 fn read_pcrs(text: &str) -> Option<BTreeMap<u32, Pcr>> {
     let text: BTreeMap<u32, String> = serde_json::from_str(text).ok()?;
-    text.iter().map(|(pcr, value)| Some((*pcr, crate::hex::decode(value)?))).collect()
+    text.iter().map(|(pcr, value)| Some((*pcr, HEXLOWER.decode(value.as_bytes()).ok()?.try_into().ok()?))).collect()
 }

@@ -1,23 +1,22 @@
 //! Which protectors are in use, which guardian each depends on, and which are stale.
 //!
-//! A chain is what became of one protector: each roll makes a protector of the next generation. A host that crashed
-//! after a roll, before it kept the answer, comes again with the same protector; so the last one that was rolled and
-//! everything since are current, and what is older is stale. A protector that never came here begins a chain of its
-//! own: a new VM's, or one that its owner rolled elsewhere.
+//! A chain holds the successors of one protector: each roll makes a protector of the next generation. A host that
+//! crashed after a roll, before it stored the answer, returns with the same protector. So the last one that was rolled
+//! and all its successors are current, and everything older is stale. A protector that is not known here begins a chain
+//! of its own: it is a new VM's, or its owner rolled it elsewhere.
 
 use key_protector::TransportKey;
 use sqlx::{AnyConnection, Row};
 use time::OffsetDateTime;
 
-use super::{Store, instant, permits};
+use super::engine::instant;
+use super::open::Store;
+use super::permits;
+use super::settings::{REFUSE, STALE};
 use crate::audit::{Event, Record};
 use crate::error::Result;
 
-/// The setting, and its value, by which stale protectors are refused.
-pub(crate) const STALE: &str = "stale-protectors";
-pub(crate) const REFUSE: &str = "refuse";
-
-/// A protector that went out and has not come back since.
+/// A protector that was released and has not been rolled since.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InUse {
     /// SHA-256 of the document.
@@ -26,29 +25,31 @@ pub struct InUse {
     pub guardian: String,
     /// Fingerprint of its owner's signing certificate.
     pub owner: String,
-    /// The host that it went to.
+    /// The host that got it.
     pub host: String,
+    /// When.
     pub at: OffsetDateTime,
 }
 
-/// What a roll made.
+/// The result of a roll.
 pub(crate) struct Egress {
-    /// What [`key_id`] says of the ingress and of the egress key.
+    /// [`key_id`] of the ingress and of the egress key.
     pub(crate) ingress_id: String,
     pub(crate) egress_id: String,
     pub(crate) digest: String,
     pub(crate) guardian: String,
 }
 
-/// Whether what a roll made may leave.
+/// Whether the result of a roll may leave.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Release {
-    Granted,
+    /// Recorded as this event.
+    Granted(Event),
     /// The protector is stale, and stale ones are refused. Why, for the host's log.
     Refused(String),
 }
 
-/// Where a protector stands in its chain.
+/// The place of a protector in its chain.
 struct Place {
     chain: String,
     generation: i64,
@@ -56,13 +57,13 @@ struct Place {
     rolled: i64,
 }
 
-/// Tells transport keys apart, and nothing else about them.
+/// Distinguishes transport keys and reveals nothing else about them.
 pub(crate) fn key_id(key: &TransportKey) -> String {
     key.derive("drydock/hgs/key-id/1").hex().to_string()
 }
 
 impl Store {
-    /// Decides whether the protector is current, and writes the release or the refusal down.
+    /// Decides whether the protector is current, and writes the release or the refusal down in the same transaction.
     pub(crate) async fn record_release(
         &self,
         mut record: Record,
@@ -113,10 +114,10 @@ impl Store {
             .execute(&mut *transaction)
             .await?;
         self.conclude(transaction, event, record, now).await?;
-        Ok(Release::Granted)
+        Ok(Release::Granted(event))
     }
 
-    /// All of them, the oldest first. After a roll whose answer was lost there are two of one VM.
+    /// All protectors in use, the oldest first. After a roll whose answer was lost, a VM has two.
     pub(crate) async fn in_use(&self) -> Result<Vec<InUse>> {
         sqlx::query(
             "SELECT digest, guardian, owner, host, at FROM protectors \
@@ -150,7 +151,7 @@ async fn find(connection: &mut AnyConnection, key_id: &str) -> Result<Option<Pla
         .transpose()
 }
 
-/// The first protector of a chain gives it its name.
+/// The first protector of a chain names it.
 async fn begin_chain(
     connection: &mut AnyConnection,
     record: &Record,

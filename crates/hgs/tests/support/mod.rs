@@ -2,7 +2,9 @@
 
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 
+#[path = "../../../tpm/tests/support/boot.rs"]
 pub mod boot;
+pub mod fabric;
 pub mod forge;
 pub mod postgres;
 pub mod schema;
@@ -16,9 +18,9 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use attestation::{HostKey, HostKind};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use hgs::client::HgsClient;
 use hgs::server::{self, Serving, Transport};
 use hgs::{Hgs, InitOptions, StoreUrl};
+use hgs_client::HgsClient;
 use key_protector::{Guardian, GuardianPublic, KeyKind, Protector, Role, TransportKey};
 use reqwest::StatusCode;
 use sqlx::{AnyConnection, Connection};
@@ -120,7 +122,7 @@ impl World {
         HgsClient::new(&self.url, ca).unwrap()
     }
 
-    /// A protector of our owner for the service and whoever else.
+    /// A protector of our owner for the service and these other guardians.
     pub fn protector(&self, others: &[GuardianPublic]) -> (Protector, TransportKey) {
         let guardians: Vec<GuardianPublic> =
             std::iter::once(self.hgs.guardian()).chain(others.iter().cloned()).collect();

@@ -1,4 +1,4 @@
-//! A real PostgreSQL, started once in each process of tests, and a database of its own for whoever asks.
+//! A real PostgreSQL server, started once in each process of tests, and a database for each caller.
 
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 

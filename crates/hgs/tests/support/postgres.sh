@@ -1,6 +1,7 @@
 #!/bin/sh
 # A PostgreSQL server of its own, until standard input ends: also when the test that holds the other end is killed.
-# Prints the folder of its socket, and removes the file $1 at the end. The superuser is "hgs", and everybody who reaches the socket is believed.
+# Prints the directory of its socket, and removes the file $1 at the end. The superuser is "hgs"; access to the socket is
+# enough to connect.
 set -eu
 trap '' INT HUP
 bin=$(ls -d /usr/lib/postgresql/*/bin 2> /dev/null | sort -V | tail -n 1)

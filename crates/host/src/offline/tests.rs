@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 #[allow(dead_code, unreachable_pub)]
-#[path = "../../../hgs/tests/support/boot.rs"]
+#[path = "../../../tpm/tests/support/boot.rs"]
 mod boot;
 
 use std::fs;

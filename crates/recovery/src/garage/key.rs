@@ -6,17 +6,18 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 
 use attestation::HostPublicKey;
 use garage::Digest;
 use host::Store;
-use outcome::{Context, Error, Kind, Next, Result};
-use tokio::process::Command;
+use outcome::{Context, Error, Kind, Result};
+use tpm::{Tools, TpmError};
 
 use crate::documents::signed_bytes;
 
 const TCTI: &str = "device:/dev/tpmrm0";
+const OTHER_VTPM: &str =
+    "the garage's key belongs to the vTPM that made it: is this the same garage, and does it have /dev/tpmrm0?";
 const MAX_FILE: u64 = 64 << 10;
 /// ECDSA P-256 in ASN.1 has at most 72 bytes.
 const MAX_SIGNATURE: u64 = 128;
@@ -176,23 +177,16 @@ fn clear_contexts(dir: &Path) {
 }
 
 async fn tpm(dir: &Path, args: &[&str]) -> Result<()> {
-    let output = Command::new("tpm2")
-        .args(args)
-        .current_dir(dir)
-        .env("PATH", confine::PATH)
-        .env("TPM2TOOLS_TCTI", TCTI)
-        .stdin(Stdio::null())
-        .kill_on_drop(true)
-        .output()
-        .await
-        .context(Kind::MissingTool, || "cannot run `tpm2`".into())
-        .or_next(|| "apt-get install tpm2-tools, in the garage".into())?;
-    if output.status.success() {
-        return Ok(());
-    }
-    let said = String::from_utf8_lossy(&output.stderr);
-    let last = said.lines().rfind(|line| !line.trim().is_empty()).unwrap_or("it said nothing");
-    Err(Error::new(Kind::Internal, format!("the vTPM refused `tpm2 {}`: {last}", args.first().unwrap_or(&""))).remedy(
-        "the garage's key belongs to the vTPM that made it: is this the same garage, and does it have /dev/tpmrm0?",
-    ))
+    let command = args.first().unwrap_or(&"");
+    Tools::new(Some(TCTI), dir).run("tpm2", args).await.map_err(|error| match error {
+        TpmError::NoTool { source, .. } => Error::new(Kind::MissingTool, "cannot run `tpm2`")
+            .caused_by(&source)
+            .remedy("apt-get install tpm2-tools, in the garage"),
+        TpmError::Failed { message, .. } => {
+            Error::new(Kind::Internal, format!("the vTPM refused `tpm2 {command}`: {message}")).remedy(OTHER_VTPM)
+        }
+        error => Error::new(Kind::Internal, format!("`tpm2 {command}` did not complete"))
+            .caused_by(&error)
+            .remedy(OTHER_VTPM),
+    })
 }

@@ -8,7 +8,7 @@
 use key_protector::TransportKey;
 use zeroize::{Zeroize, Zeroizing};
 
-use super::ApiVersion;
+use crate::version::ApiVersion;
 
 const KEY: usize = 32;
 const KEYS: usize = 2;
@@ -33,14 +33,14 @@ pub(crate) fn write(version: ApiVersion, ingress: &TransportKey, egress: &Transp
     payload.extend_from_slice(ingress.expose());
     payload.extend_from_slice(egress.expose());
     if version == ApiVersion::V2 {
-        // Drydock's policy travels in the VM's sealed record, not with the key.
+        // A VM's policy is in its sealed record and does not travel with the key.
         payload.extend_from_slice(&0_u32.to_le_bytes());
     }
     payload
 }
 
-/// Ingress and egress; `None` for anything that is not exactly two keys of our length, in the version asked for.
-/// Policies are refused: we know none, and one that is ignored is one that is broken.
+/// Ingress and egress key; `None` for anything but exactly two keys of our length, in the requested version. Policies
+/// are refused: none is known, and a policy that is ignored is broken.
 pub(crate) fn read(version: ApiVersion, payload: &[u8]) -> Option<(TransportKey, TransportKey)> {
     let size = match version {
         ApiVersion::V1 => V1_SIZE,

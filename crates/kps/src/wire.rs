@@ -5,57 +5,106 @@ use base64::engine::general_purpose::STANDARD;
 use quick_xml::escape::escape;
 use roxmltree::{Document, Node, ParsingOptions};
 
-use super::release::Sealed;
+use crate::release::WrappedKeys;
 
 const NAMESPACE: &str = "http://schemas.microsoft.com/kps/2014/07/service";
-/// xmlenc 1.1; with SHA-256 as digest and in the mask, see the table in the crate's documentation.
+/// xmlenc 1.1; SHA-256 for digest and mask, see the table in the crate's documentation.
 const RSA_OAEP: &str = "http://www.w3.org/2009/xmlenc11#rsa-oaep";
 const AES_256_GCM: &str = "http://www.w3.org/2009/xmlenc11#aes256-gcm";
 /// Requests have six elements.
 const MAX_NODES: u32 = 256;
 
-/// MS-KPS 3.1.5.1.1.3.
-pub(crate) const HEALTH_CERTIFICATE: &str = "HealthCertificateException";
-pub(crate) const INVALID_PROTECTOR: &str = "InvalidProtectorException";
-pub(crate) const INVALID_WRAPPING: &str = "InvalidWrappingException";
-/// Not in the specification: the service's own trouble, no verdict on the request.
-pub(crate) const SERVICE: &str = "ServiceException";
+/// What an error is about, for the program that reads it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ErrorCode {
+    /// The host has to attest again (MS-KPS 3.1.5.1.1.3).
+    HealthCertificate,
+    /// The request or its protector is refused (MS-KPS 3.1.5.1.1.3).
+    InvalidProtector,
+    /// A wrapping in the protector is refused (MS-KPS 3.1.5.1.1.3).
+    InvalidWrapping,
+    /// The service failed; it has not decided. Not in the specification.
+    Service,
+}
 
-/// What is wrong with a document, in words for whoever sent it.
+impl ErrorCode {
+    const ALL: [ErrorCode; 4] =
+        [ErrorCode::HealthCertificate, ErrorCode::InvalidProtector, ErrorCode::InvalidWrapping, ErrorCode::Service];
+
+    /// Name in the document.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            ErrorCode::HealthCertificate => "HealthCertificateException",
+            ErrorCode::InvalidProtector => "InvalidProtectorException",
+            ErrorCode::InvalidWrapping => "InvalidWrappingException",
+            ErrorCode::Service => "ServiceException",
+        }
+    }
+
+    /// The code with this name.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        ErrorCode::ALL.into_iter().find(|code| code.name() == name)
+    }
+}
+
+/// What is wrong with a document, in words for its sender.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum Malformed {
+pub enum Malformed {
+    /// The parser's reason.
     #[error("it is not well-formed XML: {0}")]
     NotXml(String),
+    /// Another root element, or elements after the last.
     #[error("it is not a {0}")]
     NotThat(&'static str),
+    /// This element.
     #[error("element {0} is missing, empty or not where it belongs")]
     Element(&'static str),
+    /// The text of this element.
     #[error("element {0} is not base64")]
     NotBase64(&'static str),
+    /// Another algorithm than the one that is supported.
     #[error("{element} must be {only}")]
-    Algorithm { element: &'static str, only: &'static str },
+    Algorithm {
+        /// The element that names it.
+        element: &'static str,
+        /// The supported one.
+        only: &'static str,
+    },
 }
 
+/// RollTransportKeyRequest (MS-KPS 2.2.2.1).
 #[derive(Debug)]
-pub(crate) struct Request {
-    pub(crate) protector: Vec<u8>,
-    pub(crate) health_certificate: Vec<u8>,
+pub struct RollRequest {
+    /// IngressProtector: the key protector's document.
+    pub protector: Vec<u8>,
+    /// HealthCertificate: X.509 in DER.
+    pub health_certificate: Vec<u8>,
 }
 
+/// RollTransportKeyResponse (MS-KPS 2.2.2.2).
 #[derive(Debug)]
-pub(crate) struct Response {
-    pub(crate) egress_protector: Vec<u8>,
-    pub(crate) sealed: Sealed,
+pub struct RollResponse {
+    /// EgressProtector: the key protector's document.
+    pub egress_protector: Vec<u8>,
+    /// The keys of both protectors.
+    pub keys: WrappedKeys,
 }
 
+/// Error (MS-KPS 2.2.2.5).
 #[derive(Debug)]
-pub(crate) struct ErrorDocument {
-    pub(crate) code: String,
-    pub(crate) message: String,
+pub struct ErrorDocument {
+    /// [`ErrorCode::name`], or what another service writes.
+    pub code: String,
+    /// For a person.
+    pub message: String,
 }
 
-impl Request {
-    pub(crate) fn write(&self) -> Vec<u8> {
+impl RollRequest {
+    /// The document.
+    #[must_use]
+    pub fn write(&self) -> Vec<u8> {
         document(
             "RollTransportKeyRequest",
             &[
@@ -68,7 +117,11 @@ impl Request {
         )
     }
 
-    pub(crate) fn read(bytes: &[u8]) -> Result<Self, Malformed> {
+    /// Reads a document.
+    ///
+    /// # Errors
+    /// The rule that is broken.
+    pub fn read(bytes: &[u8]) -> Result<Self, Malformed> {
         let xml = parse(bytes)?;
         let mut elements = root(&xml, "RollTransportKeyRequest")?;
         let protector = elements.base64("IngressProtector")?;
@@ -83,46 +136,70 @@ impl Request {
             }
         }
         elements.end("RollTransportKeyRequest")?;
-        Ok(Request { protector, health_certificate })
+        Ok(RollRequest { protector, health_certificate })
     }
 }
 
-impl Response {
-    pub(crate) fn write(&self) -> Vec<u8> {
+impl RollResponse {
+    /// The document.
+    #[must_use]
+    pub fn write(&self) -> Vec<u8> {
         document(
             "RollTransportKeyResponse",
             &[
                 ("EgressProtector", &STANDARD.encode(&self.egress_protector)),
-                ("EncryptedTransferKey", &STANDARD.encode(&self.sealed.transfer_key)),
-                ("EncryptedWrappingKey", &STANDARD.encode(&self.sealed.wrapping_key)),
-                ("EncryptedTransportKeys", &STANDARD.encode(&self.sealed.transport_keys)),
+                ("EncryptedTransferKey", &STANDARD.encode(&self.keys.transfer_key)),
+                ("EncryptedWrappingKey", &STANDARD.encode(&self.keys.wrapping_key)),
+                ("EncryptedTransportKeys", &STANDARD.encode(&self.keys.transport_keys)),
             ],
         )
     }
 
-    pub(crate) fn read(bytes: &[u8]) -> Result<Self, Malformed> {
+    /// Reads a document.
+    ///
+    /// # Errors
+    /// The rule that is broken.
+    pub fn read(bytes: &[u8]) -> Result<Self, Malformed> {
         let xml = parse(bytes)?;
         let mut elements = root(&xml, "RollTransportKeyResponse")?;
         let egress_protector = elements.base64("EgressProtector")?;
-        let sealed = Sealed {
+        let keys = WrappedKeys {
             transfer_key: elements.base64("EncryptedTransferKey")?,
             wrapping_key: elements.base64("EncryptedWrappingKey")?,
             transport_keys: elements.base64("EncryptedTransportKeys")?,
         };
         elements.end("RollTransportKeyResponse")?;
-        Ok(Response { egress_protector, sealed })
+        Ok(RollResponse { egress_protector, keys })
     }
 }
 
 impl ErrorDocument {
-    pub(crate) fn write(&self) -> Vec<u8> {
-        // XML cannot write these, or not so that they are read again, and a refused document may have put some here.
+    /// An error of this service.
+    #[must_use]
+    pub fn new(code: ErrorCode, message: String) -> Self {
+        ErrorDocument { code: code.name().to_owned(), message }
+    }
+
+    /// What it is about; `None` for a code that is not known here.
+    #[must_use]
+    pub fn error_code(&self) -> Option<ErrorCode> {
+        ErrorCode::from_name(&self.code)
+    }
+
+    /// The document.
+    #[must_use]
+    pub fn write(&self) -> Vec<u8> {
+        // XML cannot carry these, or not so that they are read again, and a refused document may have put some here.
         let safe =
             |text: &str| text.replace(|c: char| c.is_control() || matches!(c, '\u{fffe}' | '\u{ffff}'), "\u{fffd}");
         document("Error", &[("Code", &escape(safe(&self.code))), ("Message", &escape(safe(&self.message)))])
     }
 
-    pub(crate) fn read(bytes: &[u8]) -> Result<Self, Malformed> {
+    /// Reads a document.
+    ///
+    /// # Errors
+    /// The rule that is broken.
+    pub fn read(bytes: &[u8]) -> Result<Self, Malformed> {
         let xml = parse(bytes)?;
         let mut elements = root(&xml, "Error")?;
         let code = elements.text("Code")?.to_owned();
@@ -205,17 +282,17 @@ mod tests {
 
     #[test]
     fn documents_come_back_as_they_were_written() {
-        let request = Request { protector: vec![1; 300], health_certificate: vec![2; 300] };
-        let back = Request::read(&request.write()).unwrap();
+        let request = RollRequest { protector: vec![1; 300], health_certificate: vec![2; 300] };
+        let back = RollRequest::read(&request.write()).unwrap();
         assert_eq!((back.protector, back.health_certificate), (vec![1; 300], vec![2; 300]));
-        let error = ErrorDocument { code: SERVICE.into(), message: "a < b & \"c\" ]]>".into() };
+        let error = ErrorDocument { code: ErrorCode::Service.name().into(), message: "a < b & \"c\" ]]>".into() };
         let back = ErrorDocument::read(&error.write()).unwrap();
         assert_eq!((back.code, back.message), (error.code, error.message));
     }
 
     #[test]
-    fn strangers_documents_are_refused() {
-        let good = String::from_utf8(Request { protector: vec![1], health_certificate: vec![2] }.write()).unwrap();
+    fn documents_of_untrusted_peers_are_refused() {
+        let good = String::from_utf8(RollRequest { protector: vec![1], health_certificate: vec![2] }.write()).unwrap();
         for (bad, why) in [
             (String::new(), "empty"),
             ("\u{0}".into(), "not XML"),
@@ -228,7 +305,7 @@ mod tests {
             (good.replace("</RollTransportKeyRequest>", "<X/></RollTransportKeyRequest>"), "one more element"),
             (good.replace("?><", "?><!DOCTYPE a [<!ENTITY b \"c\">]><"), "DTD"),
         ] {
-            assert!(Request::read(bad.as_bytes()).is_err(), "{why}");
+            assert!(RollRequest::read(bad.as_bytes()).is_err(), "{why}");
         }
     }
 
@@ -249,8 +326,8 @@ mod tests {
             #[test]
             fn any_bytes_are_read_or_refused(bytes in proptest::collection::vec(any::<u8>(), 0..300), text in ".{0,200}") {
                 for bytes in [bytes.as_slice(), text.as_bytes()] {
-                    prop_assert!(Request::read(bytes).is_err());
-                    prop_assert!(Response::read(bytes).is_err());
+                    prop_assert!(RollRequest::read(bytes).is_err());
+                    prop_assert!(RollResponse::read(bytes).is_err());
                     prop_assert!(ErrorDocument::read(bytes).is_err());
                 }
             }
@@ -263,14 +340,14 @@ mod tests {
                 put in proptest::collection::vec(any::<u8>(), 0..4),
                 take in 0..3_usize,
             ) {
-                let good = Request { protector, health_certificate: certificate }.write();
+                let good = RollRequest { protector, health_certificate: certificate }.write();
                 let at = at.index(good.len());
                 let rest = good.get(at + take..).unwrap_or_default();
                 let changed = [&good[..at], put.as_slice(), rest].concat();
-                if let Ok(request) = Request::read(&changed) {
+                if let Ok(request) = RollRequest::read(&changed) {
                     prop_assert!(!request.protector.is_empty() && !request.health_certificate.is_empty());
                     // What was read is what would be read again.
-                    let again = Request::read(&request.write()).unwrap();
+                    let again = RollRequest::read(&request.write()).unwrap();
                     prop_assert_eq!(again.protector, request.protector);
                     prop_assert_eq!(again.health_certificate, request.health_certificate);
                 }

@@ -4,11 +4,9 @@ use std::sync::Arc;
 
 use attestation::Health;
 use key_protector::{Guardian, Protector, Role, Rolled, Wrapping};
+use kps::{ApiVersion, Binding, ErrorCode, RollRequest, RollResponse, WrappedKeys};
 use time::OffsetDateTime;
 
-use super::ApiVersion;
-use super::release::{self, Binding};
-use super::wire::{HEALTH_CERTIFICATE, INVALID_PROTECTOR, INVALID_WRAPPING, Request, Response};
 use crate::admin::{Hgs, blocking};
 use crate::audit::{Event, Record};
 use crate::error::Result;
@@ -17,14 +15,14 @@ use crate::store::{Egress, Release, key_id};
 /// Why a key stays here.
 #[derive(Debug)]
 pub(crate) struct Refusal {
-    /// One of the names in MS-KPS 3.1.5.1.1.3.
-    pub(crate) code: &'static str,
-    /// For the person who reads the host's log: what is wrong, and what helps.
+    /// For the host's agent.
+    pub(crate) code: ErrorCode,
+    /// For the person who reads the host's log: what is wrong, and what to do.
     pub(crate) message: String,
 }
 
 impl Refusal {
-    fn new(code: &'static str, message: impl Into<String>) -> Self {
+    fn new(code: ErrorCode, message: impl Into<String>) -> Self {
         Refusal { code, message: message.into() }
     }
 
@@ -35,14 +33,15 @@ impl Refusal {
             message = format!("{message}: {next}");
             cause = next.source();
         }
-        Refusal::new(error.kps_code(), message)
+        // `key_protector` has two of the names.
+        Refusal::new(ErrorCode::from_name(error.kps_code()).unwrap_or(ErrorCode::InvalidProtector), message)
     }
 }
 
-/// Decides, writes the verdict down, and only then gives the answer out.
+/// Decides, writes the decision down, and only then lets the answer out.
 ///
 /// # Errors
-/// Outer: the service's own troubles, above all an audit log that cannot be written; inner: refused.
+/// Outer: failures of the service itself, above all an audit log that cannot be written; inner: refused.
 pub(crate) async fn roll(
     hgs: &Arc<Hgs>,
     version: ApiVersion,
@@ -53,33 +52,22 @@ pub(crate) async fn roll(
     let (request, health) = match admit(hgs, body, now, &mut record).await? {
         Ok(admitted) => admitted,
         Err(refusal) => {
-            tracing::warn!(host = %record.host, "no key released: {}", refusal.message);
             record.why.clone_from(&refusal.message);
-            hgs.record_stranger(Event::KeyRefused, record).await?;
+            hgs.record_unproven(Event::KeyRefused, record).await?;
             return Ok(Err(refusal));
         }
     };
-    // Signatures and RSA: long enough to keep other connections waiting.
+    // Signatures and RSA take long enough to keep other connections waiting.
     let (answer, mut record) = {
         let hgs = Arc::clone(hgs);
         blocking(move || Ok((release(&hgs, version, &request, &health, now, &mut record), record))).await?
     };
     match answer {
-        Ok((document, egress)) => {
-            let (host, protector) = (record.host.clone(), record.protector.clone());
-            match hgs.store.record_release(record, &egress, now).await? {
-                Release::Granted => {
-                    tracing::info!(%host, %protector, "key released");
-                    Ok(Ok(document))
-                }
-                Release::Refused(message) => {
-                    tracing::warn!(%host, %protector, "no key released: {message}");
-                    Ok(Err(Refusal::new(INVALID_PROTECTOR, message)))
-                }
-            }
-        }
+        Ok((document, egress)) => match hgs.record_release(record, &egress, now).await? {
+            Release::Granted(_) => Ok(Ok(document)),
+            Release::Refused(message) => Ok(Err(Refusal::new(ErrorCode::InvalidProtector, message))),
+        },
         Err(refusal) => {
-            tracing::warn!(host = %record.host, protector = %record.protector, "no key released: {}", refusal.message);
             record.why.clone_from(&refusal.message);
             hgs.record(Event::KeyRefused, record).await?;
             Ok(Err(refusal))
@@ -87,43 +75,44 @@ pub(crate) async fn roll(
     }
 }
 
-/// Whoever asks: a readable request, with a health certificate of ours, of a host that is still registered.
+/// Checks who asks: a readable request, with a health certificate of ours, of a host that is still registered.
 async fn admit(
     hgs: &Hgs,
     body: &[u8],
     now: OffsetDateTime,
     record: &mut Record,
-) -> Result<std::result::Result<(Request, Health), Refusal>> {
-    let request = match Request::read(body) {
+) -> Result<std::result::Result<(RollRequest, Health), Refusal>> {
+    let request = match RollRequest::read(body) {
         Ok(request) => request,
         Err(error) => {
             let message = format!("the request is not a RollTransportKeyRequest: {error}");
-            return Ok(Err(Refusal::new(INVALID_PROTECTOR, message)));
+            return Ok(Err(Refusal::new(ErrorCode::InvalidProtector, message)));
         }
     };
     let health = match hgs.keys.attestation_ca.verify(&request.health_certificate, now) {
         Ok(health) => health,
-        Err(error) => return Ok(Err(Refusal::new(HEALTH_CERTIFICATE, format!("{error}; attest again")))),
+        Err(error) => return Ok(Err(Refusal::new(ErrorCode::HealthCertificate, format!("{error}; attest again")))),
     };
     record.host.clone_from(&health.host_name);
     record.host_key.clone_from(&health.host_fingerprint);
-    // A service that was put into TPM mode believes no host key any more, whatever it has certified.
+    // A service that was switched to TPM mode no longer trusts host keys, whatever it has certified.
     if health.host_kind != hgs.mode() {
         let message = format!("attestation is in {} mode now; attest again", hgs.mode().name());
-        return Ok(Err(Refusal::new(HEALTH_CERTIFICATE, message)));
+        return Ok(Err(Refusal::new(ErrorCode::HealthCertificate, message)));
     }
     if hgs.store.host_by_key(&health.host_fingerprint).await?.is_none() {
         let message = format!("the host '{}' is no longer registered", health.host_name);
-        return Ok(Err(Refusal::new(HEALTH_CERTIFICATE, message)));
+        return Ok(Err(Refusal::new(ErrorCode::HealthCertificate, message)));
     }
     Ok(Ok((request, health)))
 }
 
-/// What is asked for: a protector in which every signature chains to its owner, with a wrapping for us.
+/// Checks what is asked for (a protector in which every signature chains to its owner, with a wrapping for us) and
+/// rolls it.
 fn release(
     hgs: &Hgs,
     version: ApiVersion,
-    request: &Request,
+    request: &RollRequest,
     health: &Health,
     now: OffsetDateTime,
     record: &mut Record,
@@ -140,11 +129,11 @@ fn release(
              the VM's owner grants it with `drydock protector grant`",
             hgs.keys.primary().public().name()
         );
-        return Err(Refusal::new(INVALID_WRAPPING, message));
+        return Err(Refusal::new(ErrorCode::InvalidWrapping, message));
     };
     let mut recipients = recipients(&protector, now);
     if own.parent_id() == protector.owner().id() {
-        // Granted by the owner itself: it stands without our other guardians, and moves away from them.
+        // Granted by the owner itself: it does not depend on our other guardians, and leaves them behind.
         let others = |wrapping: &Wrapping| {
             let mut guardians = hgs.keys.guardians.iter();
             guardians.any(|other| own_wrapping(&protector, other).is_some_and(|theirs| theirs.id() == wrapping.id()))
@@ -152,18 +141,19 @@ fn release(
         recipients.retain(|wrapping| wrapping.id() == own.id() || !others(wrapping));
         recipients = chained(recipients, &protector);
     }
-    // Rolling begins with verifying, which is half of the work: it is not done twice for what passes.
+    // Rolling begins with verifying, which is half of the work: what passes is not verified twice.
     let rolled = protector.roll(guardian, &recipients, now);
     if rolled.is_ok() || protector.verify(now).is_ok() {
-        // Only a verified owner is worth writing down.
+        // Only a verified owner is written down.
         record.owner = protector.owner().signing_certificate().fingerprint();
     }
     let Rolled { ingress, egress_protector, egress } = rolled.map_err(|error| Refusal::protector(&error))?;
     let egress_digest = egress_protector.digest();
     let binding = Binding { version, ingress: &record.protector, egress: &egress_digest };
-    let sealed = release::seal(&health.identity, &ingress, &egress, &binding)
-        .map_err(|error| Refusal::new(HEALTH_CERTIFICATE, format!("nothing can be encrypted to this host: {error}")))?;
-    let document = Response { egress_protector: egress_protector.to_xml(), sealed }.write();
+    let keys = WrappedKeys::seal(&health.identity, &ingress, &egress, &binding).map_err(|error| {
+        Refusal::new(ErrorCode::HealthCertificate, format!("nothing can be encrypted to this host: {error}"))
+    })?;
+    let document = RollResponse { egress_protector: egress_protector.to_xml(), keys }.write();
     let egress = Egress {
         ingress_id: key_id(&ingress),
         egress_id: key_id(&egress),
@@ -180,8 +170,8 @@ fn own_wrapping<'a>(protector: &'a Protector, guardian: &Guardian) -> Option<&'a
     })
 }
 
-/// Everyone the ingress protector was for, except recovery guardians (the recovery is over once the VM is back on
-/// the fabric), those whose certificates have expired, and those who chain to the owner through one of these.
+/// All recipients of the ingress protector, except recovery guardians (the recovery is over once the VM is back on the
+/// fabric), those whose certificates have expired, and those that chain to the owner through one of these.
 fn recipients(protector: &Protector, now: OffsetDateTime) -> Vec<Wrapping> {
     let kept = protector
         .wrappings()
@@ -192,7 +182,7 @@ fn recipients(protector: &Protector, now: OffsetDateTime) -> Vec<Wrapping> {
     chained(kept, protector)
 }
 
-/// Those among them that lead to the owner through one another.
+/// Those among them that chain to the owner through one another.
 fn chained(mut kept: Vec<Wrapping>, protector: &Protector) -> Vec<Wrapping> {
     let owner = protector.owner().id();
     loop {

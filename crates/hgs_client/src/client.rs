@@ -1,8 +1,4 @@
-//! A guarded host's side: proves who it is, and gets transport keys for it.
-
-mod error;
-mod host_tpm;
-mod status;
+//! The client of one Host Guardian Service.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,17 +9,14 @@ use attestation::{HostKey, IdentityKey};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use key_protector::{GuardianPublic, Protector, Rolled};
+use kps::{ApiVersion, Binding, ErrorCode, ErrorDocument, RollRequest, RollResponse};
 use reqwest::{Certificate, Method, StatusCode, Url, redirect};
 use time::OffsetDateTime;
 use tokio::sync::OnceCell;
+use tpm::HostTpm;
 
-pub use error::{Error, Result};
-pub use host_tpm::{Counter, HostTpm, KERNEL_LOG, Sealed, TpmError};
-pub use status::{Status, SubStatus};
-
-use crate::kps::ApiVersion;
-use crate::kps::release::{self, Binding};
-use crate::kps::wire::{self, ErrorDocument, Request, Response};
+use crate::error::{Error, Result};
+use crate::status::SubStatus;
 
 const CONNECT: Duration = Duration::from_secs(10);
 const TOTAL: Duration = Duration::from_secs(45);
@@ -31,11 +24,11 @@ const TOTAL: Duration = Duration::from_secs(45);
 const MAX_ANSWER: usize = 2 << 20;
 const VERSION: ApiVersion = ApiVersion::V2;
 
-/// Talks to one Host Guardian Service.
+/// A client of one Host Guardian Service.
 pub struct HgsClient {
     base: Url,
     http: reqwest::Client,
-    /// Made at the first attestation and forgotten with the client: nothing recorded can be opened after that.
+    /// Made at the first attestation and dropped with the client: after that, no recording can be opened.
     identity: OnceCell<Arc<IdentityKey>>,
 }
 
@@ -53,7 +46,7 @@ impl HealthCertificate {
         &self.der
     }
 
-    /// From when and until when it is valid, by the service's clock; none if it is no certificate.
+    /// From when and until when it is valid, by the service's clock; `None` if it is not a certificate.
     #[must_use]
     pub fn validity(&self) -> Option<(OffsetDateTime, OffsetDateTime)> {
         use x509_parser::prelude::{FromDer, X509Certificate};
@@ -64,8 +57,8 @@ impl HealthCertificate {
 }
 
 impl HgsClient {
-    /// `ca_pem` is the service's `hgs-ca.pem`: with it, no other authority is believed. Without, the system's
-    /// authorities are.
+    /// A client of the service at `url`. `ca_pem` is the service's `hgs-ca.pem`: with it, no other authority is
+    /// trusted; without it, the system's authorities are.
     ///
     /// # Errors
     /// `BadUrl`, `PlainHttp` (in the clear to another machine), `BadCa`.
@@ -83,7 +76,7 @@ impl HgsClient {
         let mut builder = reqwest::Client::builder()
             .connect_timeout(CONNECT)
             .timeout(TOTAL)
-            // Neither a redirect nor a proxy variable may decide who is asked for keys.
+            // Neither a redirect nor a proxy variable decides who is asked for keys.
             .redirect(redirect::Policy::none())
             .no_proxy();
         if let Some(pem) = ca_pem {
@@ -183,33 +176,32 @@ impl HgsClient {
 
     /// Gets the protector's transport key, and a fresh one with a protector of its own (MS-KPS 3.2.5.1).
     ///
-    /// What comes back is checked: the egress protector verifies and has the same owner, and the keys were
-    /// encrypted for this host together with both protectors.
+    /// The answer is checked: the egress protector verifies and has the same owner, and the keys were encrypted to this
+    /// host and bound to both protectors.
     ///
     /// # Errors
-    /// `HealthCertificate`, `Protector`, `NotGranted`; see [`Error::remedy`].
+    /// `HealthCertificate`, `Protector`, `Wrapping`; see [`Error::remedy`].
     pub async fn roll_transport_key(&self, protector: &Protector, health: &HealthCertificate) -> Result<Rolled> {
-        let request = Request { protector: protector.to_xml(), health_certificate: health.der.clone() }.write();
+        let request = RollRequest { protector: protector.to_xml(), health_certificate: health.der.clone() }.write();
         let (status, answer) =
             self.send(Method::POST, "keyprotection/service/v2.0/rolltransportkey", "application/xml", request).await?;
         if status != StatusCode::OK {
             let document = ErrorDocument::read(&answer).map_err(|_| self.not_an_answer(status))?;
             return Err(self.refused(document));
         }
-        let response = Response::read(&answer).map_err(|_| self.not_an_answer(status))?;
+        let response = RollResponse::read(&answer).map_err(|_| self.not_an_answer(status))?;
         let egress_protector = Protector::parse(&response.egress_protector).map_err(Error::EgressProtector)?;
         egress_protector.verify(OffsetDateTime::now_utc()).map_err(Error::EgressProtector)?;
         if egress_protector.owner().signing_certificate() != protector.owner().signing_certificate() {
             return Err(Error::OwnerChanged);
         }
         let binding = Binding { version: VERSION, ingress: &protector.digest(), egress: &egress_protector.digest() };
-        let (ingress, egress) =
-            release::open(&health.identity, &response.sealed, &binding).ok_or(Error::NotForThisHost)?;
+        let (ingress, egress) = response.keys.open(&health.identity, &binding).ok_or(Error::NotForThisHost)?;
         Ok(Rolled { ingress, egress_protector, egress })
     }
 
-    /// The fabric guardian that the service answers for (MS-KPS 3.2.5.2). Compare its fingerprint over another
-    /// channel before granting anything to it.
+    /// The service's fabric guardian (MS-KPS 3.2.5.2). Compare its fingerprint out of band before granting anything to
+    /// it.
     ///
     /// # Errors
     /// `Unreachable`, `NotAnAnswer`.
@@ -248,24 +240,25 @@ impl HgsClient {
     }
 
     fn refused(&self, document: ErrorDocument) -> Error {
+        let code = document.error_code();
         let message = document.message;
-        match document.code.as_str() {
-            wire::HEALTH_CERTIFICATE => Error::HealthCertificate { message },
-            wire::INVALID_PROTECTOR => Error::Protector { message },
-            wire::INVALID_WRAPPING => Error::Wrapping { message },
-            _ => Error::Unavailable { url: self.base.to_string() },
+        match code {
+            Some(ErrorCode::HealthCertificate) => Error::HealthCertificate { message },
+            Some(ErrorCode::InvalidProtector) => Error::Protector { message },
+            Some(ErrorCode::InvalidWrapping) => Error::Wrapping { message },
+            Some(ErrorCode::Service) | None => Error::Unavailable { url: self.base.to_string() },
         }
     }
 }
 
-/// How far an attestation has come.
+/// The outcome of one step of an attestation.
 enum Step {
     Passed(HealthCertificate),
     Continue(Context),
 }
 
 async fn make_identity() -> Result<Arc<IdentityKey>> {
-    // RSA: off the threads that carry everybody's I/O.
+    // RSA takes long: off the threads that do I/O.
     tokio::task::spawn_blocking(IdentityKey::generate)
         .await
         .map_err(|_| Error::Keys(attestation::Error::Crypto))?

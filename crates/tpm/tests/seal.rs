@@ -1,12 +1,14 @@
-//! What a host keeps sealed, against real TPMs (swtpm): it opens in this TPM, after this boot, until the counter's next
-//! step, and never else.
+//! Sealed secrets of a host, against real TPMs (swtpm): one opens in this TPM, after this boot, until the counter's
+//! next step, and never otherwise.
 
 #![allow(clippy::unwrap_used)]
 
-mod support;
+#[path = "support/boot.rs"]
+#[allow(dead_code, unreachable_pub)]
+mod boot;
 
-use hgs::client::{Counter, HostTpm, TpmError};
-use support::boot::{Machine, boot};
+use boot::{Machine, boot};
+use tpm::{Counter, HostTpm, TpmError};
 use uuid::Uuid;
 
 const SECRET: &[u8; 32] = b"the key of what this host keeps.";

@@ -7,26 +7,32 @@ use aws_lc_rs::rand;
 use key_protector::TransportKey;
 use zeroize::{Zeroize, Zeroizing};
 
-use super::{ApiVersion, payload};
+use crate::payload;
+use crate::version::ApiVersion;
 
 const KEY: usize = 32;
 const TRANSFER_DOMAIN: &[u8] = b"drydock/kps/wrapping-key/1";
 const KEYS_DOMAIN: &str = "drydock/kps/transport-keys/1";
 
-/// As in the response; nothing here is secret.
+/// Two transport keys as they are in a response; nothing here is secret.
 #[derive(Debug)]
-pub(crate) struct Sealed {
-    pub(crate) transfer_key: Vec<u8>,
-    pub(crate) wrapping_key: Vec<u8>,
-    pub(crate) transport_keys: Vec<u8>,
+pub struct WrappedKeys {
+    /// EncryptedTransferKey.
+    pub transfer_key: Vec<u8>,
+    /// EncryptedWrappingKey.
+    pub wrapping_key: Vec<u8>,
+    /// EncryptedTransportKeys.
+    pub transport_keys: Vec<u8>,
 }
 
-/// What the answer is bound to: keys cannot be paired with another protector than the one they belong to.
-pub(crate) struct Binding<'a> {
-    pub(crate) version: ApiVersion,
-    /// `Protector::digest` of what was sent, and of what comes back.
-    pub(crate) ingress: &'a str,
-    pub(crate) egress: &'a str,
+/// What the keys are bound to: they cannot be paired with another protector than the one they belong to.
+pub struct Binding<'a> {
+    /// The form of `rolltransportkey` that was called.
+    pub version: ApiVersion,
+    /// `Protector::digest` of the protector that was sent.
+    pub ingress: &'a str,
+    /// `Protector::digest` of the protector that comes back.
+    pub egress: &'a str,
 }
 
 impl Binding<'_> {
@@ -36,28 +42,35 @@ impl Binding<'_> {
     }
 }
 
-pub(crate) fn seal(
-    to: &IdentityPublic,
-    ingress: &TransportKey,
-    egress: &TransportKey,
-    binding: &Binding<'_>,
-) -> Result<Sealed, attestation::Error> {
-    let transfer_key = fresh_key()?;
-    let wrapping_key = fresh_key()?;
-    let mut keys = payload::write(binding.version, ingress, egress);
-    Ok(Sealed {
-        transfer_key: to.encrypt(&*transfer_key)?,
-        wrapping_key: encrypt(&transfer_key, TRANSFER_DOMAIN, &mut Zeroizing::new(spacious(&*wrapping_key)))?,
-        transport_keys: encrypt(&wrapping_key, &binding.bytes(), &mut keys)?,
-    })
-}
+impl WrappedKeys {
+    /// Encrypts both keys to an attested host.
+    ///
+    /// # Errors
+    /// `Crypto` when the library fails.
+    pub fn seal(
+        to: &IdentityPublic,
+        ingress: &TransportKey,
+        egress: &TransportKey,
+        binding: &Binding<'_>,
+    ) -> Result<Self, attestation::Error> {
+        let transfer_key = fresh_key()?;
+        let wrapping_key = fresh_key()?;
+        let mut keys = payload::write(binding.version, ingress, egress);
+        Ok(WrappedKeys {
+            transfer_key: to.encrypt(&*transfer_key)?,
+            wrapping_key: encrypt(&transfer_key, TRANSFER_DOMAIN, &mut Zeroizing::new(spacious(&*wrapping_key)))?,
+            transport_keys: encrypt(&wrapping_key, &binding.bytes(), &mut keys)?,
+        })
+    }
 
-/// Ingress and egress key; `None` when any layer does not open.
-pub(crate) fn open(by: &IdentityKey, sealed: &Sealed, binding: &Binding<'_>) -> Option<(TransportKey, TransportKey)> {
-    let transfer_key = by.decrypt(&sealed.transfer_key).ok()?;
-    let wrapping_key = decrypt(&transfer_key, TRANSFER_DOMAIN, &sealed.wrapping_key)?;
-    let keys = decrypt(&wrapping_key, &binding.bytes(), &sealed.transport_keys)?;
-    payload::read(binding.version, &keys)
+    /// Ingress and egress key; `None` when any layer does not open.
+    #[must_use]
+    pub fn open(&self, by: &IdentityKey, binding: &Binding<'_>) -> Option<(TransportKey, TransportKey)> {
+        let transfer_key = by.decrypt(&self.transfer_key).ok()?;
+        let wrapping_key = decrypt(&transfer_key, TRANSFER_DOMAIN, &self.wrapping_key)?;
+        let keys = decrypt(&wrapping_key, &binding.bytes(), &self.transport_keys)?;
+        payload::read(binding.version, &keys)
+    }
 }
 
 fn fresh_key() -> Result<Zeroizing<[u8; KEY]>, attestation::Error> {

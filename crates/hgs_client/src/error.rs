@@ -1,67 +1,153 @@
-//! What a guarded host is told when it gets no key: what happened, and who does what about it.
+//! Why a guarded host gets no key, and what to do about it.
 
 use std::error::Error as StdError;
 
-use super::{Status, SubStatus, TpmError};
+use tpm::TpmError;
 
+use crate::status::{Status, SubStatus};
+
+/// The outcome of a conversation with the service.
 pub type Result<T> = std::result::Result<T, Error>;
 
+/// Why a guarded host gets no key.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// The address cannot be used.
     #[error("'{url}' is not the address of a Host Guardian Service")]
-    BadUrl { url: String },
-    #[error("plain HTTP is used to this machine only, and {url} is another")]
-    PlainHttp { url: String },
-    #[error("the CA file holds no usable certificate")]
+    BadUrl {
+        /// Its address.
+        url: String,
+    },
+    /// A service on another machine is reached over HTTPS only.
+    #[error("plain HTTP is allowed to this machine only, and {url} is another one")]
+    PlainHttp {
+        /// Its address.
+        url: String,
+    },
+    /// The file has no certificate in PEM.
+    #[error("the CA file has no usable certificate")]
     BadCa,
+    /// No connection, or none that lasted.
     #[error("the Host Guardian Service at {url} cannot be reached")]
-    Unreachable { url: String, source: reqwest::Error },
+    Unreachable {
+        /// Its address.
+        url: String,
+        /// The reason of the transport.
+        source: reqwest::Error,
+    },
+    /// A connection, and no complete answer.
     #[error("the Host Guardian Service at {url} did not answer in time")]
-    TimedOut { url: String, source: reqwest::Error },
-    #[error("what answers at {url} is not the Host Guardian Service that the CA file is of")]
-    Impostor { url: String, source: reqwest::Error },
-    #[error("what answers at {url} does not speak as a Host Guardian Service (HTTP {status})")]
-    NotAnAnswer { url: String, status: u16 },
+    TimedOut {
+        /// Its address.
+        url: String,
+        /// The reason of the transport.
+        source: reqwest::Error,
+    },
+    /// The certificate is of another authority or for another name.
+    #[error("the server at {url} is not the Host Guardian Service to which the CA file belongs")]
+    Impostor {
+        /// Its address.
+        url: String,
+        /// The reason of the transport.
+        source: reqwest::Error,
+    },
+    /// The answer cannot be read.
+    #[error("the server at {url} does not answer like a Host Guardian Service (HTTP {status})")]
+    NotAnAnswer {
+        /// Its address.
+        url: String,
+        /// Status of the answer.
+        status: u16,
+    },
+    /// The service reports a failure of its own.
     #[error("the Host Guardian Service at {url} could not decide")]
-    Unavailable { url: String },
-    #[error("this host may not have keys: {message}")]
-    NotRegistered { message: String },
+    Unavailable {
+        /// Its address.
+        url: String,
+    },
+    /// The service does not know this host.
+    #[error("this host is not entitled to keys: {message}")]
+    NotRegistered {
+        /// The service's reason.
+        message: String,
+    },
+    /// The service could not read the request.
     #[error("the Host Guardian Service did not understand the attestation: {message}")]
-    NotUnderstood { message: String },
-    #[error("the Host Guardian Service does not believe this host's TPM: {message}")]
-    TpmRefused { message: String },
-    #[error("the Host Guardian Service does not believe this host's event log: {message}")]
-    EventLog { message: String },
-    #[error("this host was not started as the fabric's policy wants: {message}")]
-    Insecure { failed: Vec<SubStatus>, message: String },
-    #[error("this host's TPM gives no evidence")]
+    NotUnderstood {
+        /// The service's reason.
+        message: String,
+    },
+    /// The TPM's evidence was refused.
+    #[error("the Host Guardian Service does not accept the evidence of this host's TPM: {message}")]
+    TpmRefused {
+        /// The service's reason.
+        message: String,
+    },
+    /// The firmware's log was refused.
+    #[error("the Host Guardian Service does not accept this host's event log: {message}")]
+    EventLog {
+        /// The service's reason.
+        message: String,
+    },
+    /// The measured boot was refused.
+    #[error("this host was not started as the fabric's policy demands: {message}")]
+    Insecure {
+        /// The checks that failed.
+        failed: Vec<SubStatus>,
+        /// The service's reason.
+        message: String,
+    },
+    /// The TPM cannot be used.
+    #[error("this host's TPM cannot give evidence")]
     Tpm(#[from] TpmError),
-    #[error("this host's event log is larger than any service takes")]
+    /// No request can carry it.
+    #[error("this host's event log is larger than any service accepts")]
     EvidenceTooLarge,
-    #[error("the Host Guardian Service wants another kind of attestation (mode {mode})")]
-    OtherMode { mode: u32 },
+    /// The service accepts another kind of evidence.
+    #[error("the Host Guardian Service accepts another kind of attestation (mode {mode})")]
+    OtherMode {
+        /// Its AttestationOperationMode.
+        mode: u32,
+    },
+    /// It has expired, or the host was removed.
     #[error("this host's health certificate was refused: {message}")]
-    HealthCertificate { message: String },
+    HealthCertificate {
+        /// The service's reason.
+        message: String,
+    },
+    /// The service refused it.
     #[error("the key protector was refused: {message}")]
-    Protector { message: String },
+    Protector {
+        /// The service's reason.
+        message: String,
+    },
+    /// The service refused it, or has no wrapping in it.
     #[error("a wrapping in the key protector was refused: {message}")]
-    Wrapping { message: String },
+    Wrapping {
+        /// The service's reason.
+        message: String,
+    },
+    /// It does not verify.
     #[error("the answer's key protector is not valid")]
     EgressProtector(#[source] key_protector::Error),
+    /// It was replaced.
     #[error("the answer's key protector has another owner")]
     OwnerChanged,
+    /// They were replaced, or belong to other protectors.
     #[error("the answer's keys do not open: they were not made for this host and this key protector")]
     NotForThisHost,
+    /// The guardian's document cannot be read.
     #[error("the service's metadata document is not valid")]
     Metadata(#[source] key_protector::Error),
+    /// The library refused them.
     #[error("this host's keys cannot be used")]
     Keys(#[source] attestation::Error),
 }
 
 impl Error {
-    pub(super) fn from_transport(url: &str, source: reqwest::Error) -> Self {
+    pub(crate) fn from_transport(url: &str, source: reqwest::Error) -> Self {
         let url = url.to_owned();
-        // The URL is in our own message.
+        // Our own message has the URL.
         let source = source.without_url();
         if is_certificate(&source) {
             Error::Impostor { url, source }
@@ -78,15 +164,15 @@ impl Error {
         match self {
             Error::BadUrl { .. } => "give its address as https://NAME:PORT",
             Error::PlainHttp { .. } => "use https:// and the service's hgs-ca.pem (--hgs-ca)",
-            Error::BadCa => "copy hgs-ca.pem from the service's folder again",
+            Error::BadCa => "copy hgs-ca.pem from the service's directory again",
             Error::Unreachable { .. } | Error::TimedOut { .. } => {
-                "check that `drydock hgs serve` runs there and that the network lets this host through"
+                "check that `drydock hgs serve` runs there and that no firewall blocks this host"
             }
             Error::Impostor { .. } => {
                 "check the address, that it is among the service's --san names, and that --hgs-ca is this service's hgs-ca.pem"
             }
             Error::NotAnAnswer { .. } => "check the address and the port: something else listens there",
-            Error::Unavailable { .. } => "try again; if it stays so, its admin finds the reason in its log",
+            Error::Unavailable { .. } => "try again; if that does not help, its admin finds the reason in its log",
             Error::NotRegistered { .. } => {
                 "ask the fabric admin to run `drydock hgs add-host NAME KEY` with the key file from `drydock host init`"
             }
@@ -103,15 +189,15 @@ impl Error {
             Error::Protector { .. } => "put the VM's last good key protector back, or ask its owner for a new one",
             Error::Wrapping { .. } => "ask the VM's owner to grant the service's guardian (`drydock protector grant`)",
             Error::EgressProtector(_) | Error::OwnerChanged | Error::NotForThisHost | Error::Metadata(_) => {
-                "do not go on: tell the fabric admin that the service, or something before it, changes answers"
+                "do not continue: tell the fabric admin that the service, or something in front of it, alters answers"
             }
-            Error::Keys(_) => "make this host's key anew with `drydock host init` and have it registered",
+            Error::Keys(_) => "make a new host key with `drydock host init` and have it registered",
         }
     }
 }
 
 impl Error {
-    /// The outcome's name (AttestationStatus).
+    /// The AttestationStatus that this is.
     #[must_use]
     pub fn status(&self) -> Status {
         match self {
@@ -126,15 +212,15 @@ impl Error {
         }
     }
 
-    /// Nothing came back: what is asked is out of reach, and has decided nothing.
+    /// Whether no answer came: the service is out of reach, and has not decided.
     #[must_use]
-    pub fn is_silence(&self) -> bool {
+    pub fn is_unreachable(&self) -> bool {
         matches!(self, Error::Unreachable { .. } | Error::TimedOut { .. })
     }
 
-    /// The service itself said no: to this host, or to this key protector.
+    /// Whether the service itself denied the key: to this host, or for this key protector.
     #[must_use]
-    pub fn is_verdict(&self) -> bool {
+    pub fn is_denied(&self) -> bool {
         matches!(
             self,
             Error::NotRegistered { .. }
@@ -163,7 +249,7 @@ fn is_certificate(error: &reqwest::Error) -> bool {
         if current.is::<rustls::Error>() {
             return true;
         }
-        // An io::Error does not name what it wraps as its source, but that one's source.
+        // An io::Error's source is not the error that it wraps, but the source of that one.
         let wrapped = current.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
         cause = match wrapped {
             Some(inner) => Some(inner),

@@ -1,11 +1,11 @@
-//! The names under which admins of guarded fabrics know the outcomes of attestation, and what to do about each.
+//! The outcomes of attestation under the names that admins of guarded fabrics know, and what to do about each.
 
 use attestation::messages::EvaluationLog;
 use attestation::tpm::Check;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
-/// AttestationStatus.
+/// The outcome of an attestation: AttestationStatus.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Status {
     /// The host has a health certificate.
@@ -16,19 +16,20 @@ pub enum Status {
     UnauthorizedHost,
     /// The host was started in a way that the service's policy does not allow.
     InsecureHostConfiguration,
-    /// The host's TPM, or what it says, cannot be used.
+    /// The host's TPM or its evidence cannot be used.
     TpmError,
-    /// The firmware's log does not fit what the TPM measured.
+    /// The firmware's log does not match what the TPM measured.
     TcgLogValidation,
-    /// Nobody could be asked, or the service could not decide. It may pass by itself.
+    /// The service was unreachable or could not decide. This may resolve itself.
     TransientError,
-    /// The health certificate has run out.
+    /// The health certificate has expired.
     Expired,
     /// Refused for another reason.
     AttestationFailed,
 }
 
 impl Status {
+    /// Every outcome.
     pub const ALL: [Status; 9] = [
         Status::Passed,
         Status::NotConfigured,
@@ -41,7 +42,7 @@ impl Status {
         Status::AttestationFailed,
     ];
 
-    /// Stable.
+    /// Its name; stable.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -66,35 +67,38 @@ impl Status {
             Status::UnauthorizedHost => {
                 "have the fabric admin run `drydock hgs add-host` with this host's key file or endorsement key"
             }
-            Status::InsecureHostConfiguration => "see the sub-status: each names what to change on this host",
+            Status::InsecureHostConfiguration => "see the sub-statuses: each names what to change on this host",
             Status::TpmError => {
                 "check that the TPM is on, that tpm2-tools are installed, and that /dev/tpmrm0 can be opened"
             }
             Status::TcgLogValidation => {
-                "restart the host: something measured into the TPM after firmware's log ended, or the log was changed"
+                "restart the host: something was measured into the TPM after the firmware's log ended, or the log was changed"
             }
-            Status::TransientError => "try again; if it stays so, check the network and the service's log",
+            Status::TransientError => "try again; if that does not help, check the network and the service's log",
             Status::Expired => "attest again; if that fails, check both clocks",
             Status::AttestationFailed => "use the same version of drydock on this host and on the service",
         }
     }
 }
 
-/// AttestationSubStatus: which check of a measured boot failed.
+/// Which check of a measured boot failed: AttestationSubStatus.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SubStatus {
+    /// Secure Boot was off.
     SecureBoot,
+    /// The firmware was in debug mode.
     DebugMode,
+    /// The Secure Boot keys are in no baseline.
     SecureBootSettings,
-    /// Firmware or boot loader.
+    /// Firmware or boot loader are in no baseline.
     KnownGood,
     /// A check that only the service knows.
     Other,
 }
 
 impl SubStatus {
-    /// What a service's reason means (MS-HGSA 2.2.2.13).
-    pub(super) fn of(reason: &EvaluationLog) -> Self {
+    /// The check that a service's reason names (MS-HGSA 2.2.2.13).
+    pub(crate) fn of(reason: &EvaluationLog) -> Self {
         let guid = STANDARD.decode(&reason.reason).unwrap_or_default();
         match Check::ALL.into_iter().find(|check| check.guid().as_slice() == guid) {
             Some(Check::SecureBoot) => SubStatus::SecureBoot,
@@ -105,7 +109,7 @@ impl SubStatus {
         }
     }
 
-    /// Stable.
+    /// Its name; stable.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -127,7 +131,7 @@ impl SubStatus {
                 "enroll the fabric's Secure Boot keys, or have the fabric admin add a baseline with these: `drydock hgs add-baseline`"
             }
             SubStatus::KnownGood => {
-                "if firmware or boot loader were updated on purpose, have the fabric admin run `drydock hgs add-baseline`; if not, reinstall the host"
+                "if you updated firmware or boot loader, have the fabric admin run `drydock hgs add-baseline`; if not, reinstall the host"
             }
             SubStatus::Other => "ask the fabric admin, who finds the reason with `drydock hgs audit`",
         }

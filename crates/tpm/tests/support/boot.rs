@@ -81,7 +81,7 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// A TPM of its own, with `measurements` in its PCRs and their log beside it.
+    /// A TPM of its own, with `measurements` in its PCRs and their log in a file.
     pub fn start(measurements: &[Measurement]) -> Self {
         // swtpm takes no port 0, and its control port is the next one: try until both were free.
         for _ in 0..20 {
@@ -110,7 +110,7 @@ impl Machine {
         panic!("swtpm found no free ports");
     }
 
-    /// Measures one thing more, behind the log's back.
+    /// Measures one more thing, which is not in the log.
     pub fn extend(&self, pcr: u32, data: &[u8]) {
         let value: String = digest(&SHA256, data).as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
         let sha1: String =
@@ -122,7 +122,7 @@ impl Machine {
         self.folder.path().join("binary_bios_measurements")
     }
 
-    /// Runs one of tpm2-tools against this TPM, in its folder.
+    /// Runs one of tpm2-tools against this TPM, in its directory.
     pub fn tool(&self, tool: &str, arguments: &[&str]) -> bool {
         Command::new(tool)
             .args(arguments)
@@ -136,7 +136,7 @@ impl Machine {
             .success()
     }
 
-    /// What one of them says.
+    /// The output of one of them.
     pub fn says(&self, tool: &str, arguments: &[&str]) -> String {
         let mut command = Command::new(tool);
         command.args(arguments).env("TPM2TOOLS_TCTI", &self.tcti).env("TSS2_LOG", "all+NONE");

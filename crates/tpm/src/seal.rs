@@ -1,19 +1,22 @@
-//! Secrets that only this host's TPM gives back: started as it is now, and while a counter in it stands where it stood.
+//! Secrets that this host's TPM releases only after the boot chain in which they were sealed, and only while a counter
+//! in the TPM has the value that it had then.
 //!
-//! After one step of the counter nothing that was sealed before opens any more, by whatever program: copies of the
-//! files are worth nothing. A counter that is removed and made anew begins above all that the TPM ever had, so it does
-//! not come back to an old place (TPM 2.0 Library, Part 3, TPM2_NV_Increment).
+//! After one step of the counter, nothing that was sealed before can be opened by any program: copies of the files are
+//! worthless. A counter that is removed and defined again starts above every value that the TPM ever had, so it never
+//! returns to an old one (TPM 2.0 Library, Part 3, TPM2_NV_Increment).
 
 use aws_lc_rs::digest::{SHA256, digest};
+use data_encoding::HEXLOWER;
 use tempfile::TempDir;
 use uuid::Uuid;
 use zeroize::Zeroizing;
 
-use super::{HostTpm, Result, Tools, TpmError, file_error};
+use crate::host_tpm::HostTpm;
+use crate::tools::{Result, Tools, TpmError, file_error};
 
 /// Firmware, its option ROMs, boot loader, Secure Boot: what the service's baselines are about.
 const PCRS: &str = "sha256:0,2,4,7";
-/// Without a password: whoever reaches the TPM can step a counter, and then nothing opens.
+/// Without a password: anyone with access to the TPM can step a counter, and then nothing opens.
 const ATTRIBUTES: &str = "authread|authwrite|no_da|nt=counter";
 /// TPMA_NV of these attributes.
 const ATTRIBUTE_BITS: u32 = 0x0204_0014;
@@ -22,13 +25,14 @@ const WRITTEN: u32 = 1 << 29;
 const SHA256_ID: u16 = 0x000b;
 const COUNTER_LEN: u16 = 8;
 
-/// A counter in the TPM, by its index among those that are the machine owner's (TCG Registry of Reserved TPM 2.0
-/// Handles and Localities).
+/// A counter in the TPM, by its NV index in the range of the machine's owner (TCG Registry of Reserved TPM 2.0 Handles
+/// and Localities).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Counter(u32);
 
 impl Counter {
-    /// Always the same one for a VM. Should two VMs share one, a start of one only costs the other its sealed secret.
+    /// The counter of a VM, always the same one. Should two VMs share a counter, a start of one only invalidates the
+    /// other's sealed secret.
     #[must_use]
     pub const fn of(vm: Uuid) -> Self {
         let [a, b, c, ..] = vm.into_bytes();
@@ -41,7 +45,7 @@ impl Counter {
         format!("{:#010x}", self.0)
     }
 
-    /// The Name of the index when it is made as we make it (TPM 2.0 Library, Part 1, 16).
+    /// The Name of the index if it was defined as [`HostTpm::step`] does it (TPM 2.0 Library, Part 1, 16).
     fn name(self, attributes: u32) -> String {
         let public = [
             &self.0.to_be_bytes()[..],
@@ -53,18 +57,20 @@ impl Counter {
         ]
         .concat();
         let name = [&SHA256_ID.to_be_bytes()[..], digest(&SHA256, &public).as_ref()].concat();
-        crate::hex::encode(&name)
+        HEXLOWER.encode(&name)
     }
 }
 
 /// A sealed secret: a key object's public part, and its private part that only the TPM reads.
 pub struct Sealed {
+    /// TPM2B_PUBLIC.
     pub public: Vec<u8>,
+    /// TPM2B_PRIVATE.
     pub private: Vec<u8>,
 }
 
 impl HostTpm {
-    /// Where the counter stands; none if it was never stepped.
+    /// The counter's value; none if it was never stepped.
     ///
     /// # Errors
     /// `ForeignCounter`, `Failed`, `TimedOut`.
@@ -76,10 +82,10 @@ impl HostTpm {
         }
     }
 
-    /// Steps the counter, made now if there is none, and says where it stands then.
+    /// Steps the counter, which is defined now if it does not exist, and returns its new value.
     ///
     /// # Errors
-    /// `ForeignCounter` when something else has its place, `Failed` when the TPM has no room for it.
+    /// `ForeignCounter` when something else has its index, `Failed` when the TPM has no room for it; `TimedOut`.
     pub async fn step(&self, counter: Counter) -> Result<u64> {
         let work = Work::new(self)?;
         let index = counter.index();
@@ -90,7 +96,7 @@ impl HostTpm {
         work.value(counter).await
     }
 
-    /// Removes the counter, and with it whatever was sealed under it. One that is not there is fine.
+    /// Removes the counter, which invalidates everything that was sealed under it. One that does not exist is fine.
     ///
     /// # Errors
     /// `ForeignCounter`, `Failed`, `TimedOut`.
@@ -102,7 +108,7 @@ impl HostTpm {
         }
     }
 
-    /// Seals a secret of at most 128 bytes, to be opened while the counter stands `at`.
+    /// Seals a secret of at most 128 bytes, to be opened while the counter's value is `at`.
     ///
     /// # Errors
     /// `Failed`, `TimedOut`, `File`.
@@ -114,7 +120,7 @@ impl HostTpm {
                          -a fixedtpm|fixedparent|noda";
         let arguments: Vec<&str> = arguments.split_whitespace().collect();
         work.in_session(&["--hmac-session", "--tpmkey-context", "primary.ctx"], async || {
-            // Encrypted on its way: a TPM is a chip on a bus.
+            // Encrypted in transit: a TPM is a chip on a bus.
             work.tools().run("tpm2_sessionconfig", &["session.ctx", "--enable-decrypt"]).await?;
             work.tools().pipe("tpm2_create", &arguments, secret).await.map(drop)
         })
@@ -125,7 +131,7 @@ impl HostTpm {
     /// Opens what [`HostTpm::seal`] made.
     ///
     /// # Errors
-    /// `Failed` in another TPM, after another boot, or when the counter stands elsewhere.
+    /// `Failed` in another TPM, after another boot, or when the counter has another value; `TimedOut`, `File`.
     pub async fn unseal(&self, sealed: &Sealed, counter: Counter, at: u64) -> Result<Zeroizing<Vec<u8>>> {
         let work = Work::new(self)?;
         work.tools().write("seal.pub", &sealed.public)?;
@@ -142,37 +148,37 @@ impl HostTpm {
     }
 }
 
-/// What is at a counter's index.
+/// What exists at a counter's index.
 enum State {
     Missing,
-    /// Made, and not stepped: it has no value yet.
+    /// Defined, and not stepped: it has no value yet.
     New,
     Stepped,
 }
 
-/// One operation's folder: VMs are started beside each other.
+/// The directory of one operation: VMs are started at the same time.
 struct Work<'a> {
     tcti: Option<&'a str>,
-    folder: TempDir,
+    dir: TempDir,
 }
 
 impl<'a> Work<'a> {
     fn new(tpm: &'a HostTpm) -> Result<Self> {
-        let folder = tempfile::Builder::new().prefix("drydock-tpm-").tempdir();
-        Ok(Work { tcti: tpm.tcti.as_deref(), folder: folder.map_err(file_error(&std::env::temp_dir()))? })
+        let dir = tempfile::Builder::new().prefix("drydock-tpm-").tempdir();
+        Ok(Work { tcti: tpm.tcti.as_deref(), dir: dir.map_err(file_error(&std::env::temp_dir()))? })
     }
 
     fn tools(&self) -> Tools<'_> {
-        Tools { tcti: self.tcti, folder: self.folder.path() }
+        Tools::new(self.tcti, self.dir.path())
     }
 
-    /// The storage key: made anew from the TPM's seed each time, always the same.
+    /// The storage key: derived from the TPM's seed each time, always the same.
     async fn primary(&self) -> Result<()> {
         let arguments = ["-Q", "-C", "o", "-g", "sha256", "-G", "ecc256", "-c", "primary.ctx"];
         self.tools().run_flushed("tpm2_createprimary", &arguments).await
     }
 
-    /// Runs `work` with a session and ends that, whatever came of it: a TPM has few places for sessions.
+    /// Runs `work` with a session and ends the session whatever the outcome: a TPM has few slots for sessions.
     async fn in_session<T>(&self, kind: &[&str], work: impl AsyncFnOnce() -> Result<T>) -> Result<T> {
         let start = [&["-S", "session.ctx"], kind].concat();
         self.tools().run_flushed("tpm2_startauthsession", &start).await?;
@@ -181,7 +187,7 @@ impl<'a> Work<'a> {
         done.and_then(|done| ended.map(|()| done))
     }
 
-    /// The policy: this boot, and the counter at one value. In a trial session the value need not be the present one.
+    /// The policy: this boot, and the counter at one value. In a trial session that need not be its present value.
     async fn policy(&self, counter: Counter, at: u64) -> Result<()> {
         let index = counter.index();
         self.tools().write("at", &at.to_be_bytes())?;
@@ -224,7 +230,7 @@ mod tests {
 
     #[test]
     fn a_counters_name_is_the_tpms() {
-        // What swtpm says of an index made with these attributes, before and after its first step.
+        // The names that swtpm reports for an index with these attributes, before and after its first step.
         let counter = Counter(0x0180_abcd);
         assert_eq!(
             counter.name(ATTRIBUTE_BITS),
