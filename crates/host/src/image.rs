@@ -23,8 +23,10 @@ const MAX_COMPLAINT: u64 = 4096;
 /// What `qemu-img info` says of an image.
 #[derive(Debug, Deserialize)]
 pub struct ImageInfo {
+    /// The size in bytes of the disk that the image holds.
     #[serde(rename = "virtual-size")]
     pub virtual_size: u64,
+    /// The image's format, in QEMU's words.
     pub format: String,
     #[serde(rename = "backing-filename")]
     backing: Option<String>,
