@@ -8,6 +8,9 @@ use anyhow::{Context, Result, bail};
 
 use crate::process::{Finished, run};
 
+/// Seconds in which a guest that is up answers, however busy the machine is.
+const ANSWER: u32 = 30;
+
 /// How to reach one guest.
 #[derive(Clone)]
 pub struct Ssh {
@@ -19,7 +22,8 @@ pub struct Ssh {
 }
 
 impl Ssh {
-    fn base(&self, program: &str) -> Command {
+    /// `patience`: how many seconds the guest has to answer.
+    fn base(&self, program: &str, patience: u32) -> Command {
         let mut command = Command::new("ip");
         command.args(["netns", "exec", &self.netns, program, "-i"]).arg(&self.key).args([
             "-o",
@@ -31,10 +35,9 @@ impl Ssh {
             "-o",
             "BatchMode=yes",
             "-o",
-            "ConnectTimeout=5",
-            "-o",
             "ServerAliveInterval=10",
         ]);
+        command.arg("-o").arg(format!("ConnectTimeout={patience}"));
         if let Some(proxy) = &self.proxy {
             command.arg("-o").arg(format!("ProxyCommand={proxy}"));
         }
@@ -43,7 +46,11 @@ impl Ssh {
 
     /// A command that runs `script` in the guest.
     pub fn command(&self, script: &str) -> Command {
-        let mut command = self.base("ssh");
+        self.command_within(script, ANSWER)
+    }
+
+    fn command_within(&self, script: &str, patience: u32) -> Command {
+        let mut command = self.base("ssh", patience);
         command.arg(format!("root@{}", self.address)).arg(script);
         command
     }
@@ -60,7 +67,8 @@ impl Ssh {
 
     /// True if the guest lets us in, within one attempt.
     pub fn reachable(&self) -> bool {
-        self.run("true", Duration::from_secs(30)).is_ok_and(|f| f.code == 0)
+        let mut attempt = self.command_within("true", 5);
+        run(&mut attempt, b"", Duration::from_secs(30)).is_ok_and(|f| f.code == 0)
     }
 
     /// Tries until the guest lets us in. Every attempt blocks in connect for up to five seconds itself.
@@ -78,13 +86,13 @@ impl Ssh {
     }
 
     pub fn put(&self, local: &std::path::Path, remote: &str) -> Result<()> {
-        let mut command = self.base("scp");
+        let mut command = self.base("scp", ANSWER);
         command.arg(local).arg(format!("root@{}:{remote}", self.address));
         run(&mut command, b"", Duration::from_secs(120))?.ok().map(drop)
     }
 
     pub fn get(&self, remote: &str, local: &std::path::Path) -> Result<()> {
-        let mut command = self.base("scp");
+        let mut command = self.base("scp", ANSWER);
         command.arg(format!("root@{}:{remote}", self.address)).arg(local);
         run(&mut command, b"", Duration::from_secs(120))?.ok().map(drop)
     }

@@ -21,9 +21,9 @@ pub const OWNER: &str = "owner, on the VM";
 pub const GARAGE: &str = "owner, in the garage";
 pub const TENANT: &str = "owner, on the tenant host";
 
-const BOOT: Duration = Duration::from_secs(300);
-const LONG: Duration = Duration::from_secs(300);
-const NESTED: Duration = Duration::from_secs(420);
+const BOOT: Duration = Duration::from_secs(600);
+const LONG: Duration = Duration::from_secs(600);
+const NESTED: Duration = Duration::from_secs(600);
 /// What the owner logs in with on the console; lives for the length of the run.
 const PASSWORD: &str = "harbour-7-lantern";
 /// The RG disk's name on each of two hosts.

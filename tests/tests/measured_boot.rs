@@ -9,7 +9,7 @@ use drydock_tests::images;
 use drydock_tests::world::{GATEWAY, VMRE_ADDRESS, World, path};
 
 const SHORT: Duration = Duration::from_secs(180);
-const BOOT: Duration = Duration::from_secs(300);
+const BOOT: Duration = Duration::from_secs(600);
 const ATTEST: &str = "drydock host attest --hgs https://10.77.0.1:8444 --hgs-ca /root/hgs-ca.pem --tpm";
 
 #[test]

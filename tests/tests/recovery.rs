@@ -20,7 +20,7 @@ use recovery::Step;
 use recovery::documents::{RecoveryGrant, read_grant, write_grant};
 
 const SHORT: Duration = Duration::from_secs(120);
-const BOOT: Duration = Duration::from_secs(300);
+const BOOT: Duration = Duration::from_secs(600);
 
 #[test]
 fn a_whole_recovery_with_obstacles() -> Result<()> {
