@@ -279,18 +279,15 @@ fn create(args: Create) -> Result<CreateVm> {
                 .remedy("name an existing disk image")
         })
     };
-    let nics = match args.switch {
-        Some(bridge) => vec![CreateNic { bridge, mac: args.mac }],
-        None => args.nics.into_iter().map(CreateNic::from).collect(),
-    };
     Ok(CreateVm {
         name: args.name,
         memory_mib: args.memory,
         vcpus: args.vcpus,
         disks: args.disks.iter().map(image).collect::<Result<_>>()?,
-        nics,
-        switch: None,
-        mac: None,
+        nics: args.nics.into_iter().map(CreateNic::from).collect(),
+        // As it is: an agent of the previous release understands this form.
+        switch: args.switch,
+        mac: args.mac,
         nested: args.nested,
         policy: args.policy.into(),
         console_profile: args.console_profile.into(),
