@@ -84,14 +84,18 @@ fn dies(command: &str, store: &Path, at: &str) -> ExitStatus {
 #[tokio::test]
 #[ignore = "run by the tests below, in a process that dies"]
 async fn the_command() {
-    let store = Store::open(env::var_os(STORE).unwrap().as_ref()).unwrap();
+    // Only where a test below names the store: a run of all ignored tests has none.
+    let Some(store) = env::var_os(STORE) else { return };
+    let store = Store::open(store.as_ref()).unwrap();
     rehearse(&store).await.unwrap();
 }
 
 #[tokio::test]
 #[ignore = "run by the tests below, in a process that dies"]
 async fn the_abort() {
-    let store = Store::open(env::var_os(STORE).unwrap().as_ref()).unwrap();
+    // Only where a test below names the store: a run of all ignored tests has none.
+    let Some(store) = env::var_os(STORE) else { return };
+    let store = Store::open(store.as_ref()).unwrap();
     abort(&store).await;
 }
 
