@@ -13,43 +13,20 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use crate::blocks::{Blocks, Slice};
-use crate::digest::{self, Digest};
+use image::blocks::{Blocks, Slice};
+use image::vhdx::{self, Writer};
+use image::{Cancel, Digest, Format, Progress, Range, ServedImage, Source, digest, extents};
+
 use crate::error::{Error, Result};
-use crate::extents;
 use crate::layout::{Layout, Partition};
 use crate::manifest::{self, Manifest, ManifestError};
-use crate::nbd::Nbd;
-use crate::progress::{Cancel, Progress};
-use crate::qemu::{self, Range, image_opts};
 use crate::state::{self, Bundle, StateError};
-use crate::vhdx::Writer;
 use partial::Partial;
 
 /// Copied before anybody is told or asked again.
 const PIECE: u64 = 16 << 20;
 /// The smallest hole that is looked for where data goes through memory.
 const GRAIN: usize = 64 << 10;
-
-/// Format of a disk image. Always told, never guessed from the contents.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Format {
-    /// The disk's bytes as they are.
-    Raw,
-    /// QEMU's format.
-    Qcow2,
-    /// Hyper-V's format.
-    Vhdx,
-}
-
-/// A disk image of the DVM on the host.
-#[derive(Clone, Debug)]
-pub struct Source {
-    /// The image file.
-    pub path: PathBuf,
-    /// Its format.
-    pub format: Format,
-}
 
 /// What an RG disk says, all checked: layout against manifest, bundle against manifest.
 pub struct Contents {
@@ -59,12 +36,6 @@ pub struct Contents {
     pub manifest: Manifest,
     /// The sealed state that it names.
     pub bundle: Bundle,
-}
-
-/// The size in bytes of the disk that an image holds, read as what it is said to be: a raw disk's contents are its
-/// guest's, and may look like anything.
-pub fn disk_size(source: &Source) -> Result<u64> {
-    qemu::virtual_size(&source.path, source.format, &Cancel::new())
 }
 
 /// Makes the RG disk `target` with these disks on it.
@@ -86,13 +57,12 @@ pub fn create(
         return Err(Error::SourceCount { expected: layout.disks().len(), found: sources.len() });
     }
     for (source, disk) in sources.iter().zip(layout.disks()) {
-        let found = qemu::virtual_size(&source.path, source.format, cancel)?;
-        expect_size(&source.path, disk.size, found)?;
+        image::Error::expect_size(source.path(), disk.size, image::disk_size(source, cancel)?)?;
     }
 
     let partial = Partial::create(&target)?;
     let path = partial.path();
-    let mut vhdx = Writer::new(partial.file(), layout.total(), qemu::vhdx_block_size(layout.total()))
+    let mut vhdx = Writer::new(partial.file(), layout.total(), vhdx::block_size(layout.total()))
         .map_err(Error::io(path, "lay out"))?;
     write_head(&mut vhdx, path, layout, manifest, bundle)?;
     let total = layout.disks().iter().map(|disk| disk.size).sum();
@@ -122,7 +92,8 @@ fn copy_in(
     report: &dyn Fn(u64),
     cancel: &Cancel,
 ) -> Result<()> {
-    let file = File::open(&source.path).map_err(Error::io(&source.path, "open"))?;
+    let failed = || image::Error::io(path, "copy a disk into");
+    let file = File::open(source.path()).map_err(Error::io(source.path(), "open"))?;
     let mut reader = None;
     let mut buffer = Vec::new();
     extents::each(source, disk.size, cancel, &mut |extent| {
@@ -134,25 +105,25 @@ fn copy_in(
             match extent.offset {
                 Some(offset) => vhdx.copy_from(&file, offset + done, at, piece),
                 None => {
-                    let opts = image_opts(&source.path, source.format, None);
                     let reader = match &mut reader {
                         Some(reader) => reader,
-                        none => none.insert(Nbd::open(&opts, &source.path)?),
+                        none => none.insert(ServedImage::open(source, None)?),
                     };
                     copy_read(reader, &mut buffer, extent.start + done, vhdx, at, piece)
                 }
             }
-            .map_err(Error::io(path, "copy a disk into"))?;
+            .map_err(failed())?;
             done += piece;
             report(extent.start + done);
         }
         Ok(())
-    })
+    })?;
+    Ok(())
 }
 
 /// Copies through memory; a stretch of zeros stays a hole.
 fn copy_read(
-    reader: &mut Nbd,
+    reader: &mut ServedImage,
     buffer: &mut Vec<u8>,
     start: u64,
     vhdx: &mut Writer<'_>,
@@ -173,9 +144,9 @@ fn copy_read(
 
 /// Reads and checks GPT, manifest and sealed state of an RG disk that somebody else had in hand.
 ///
-/// QEMU's lock refuses a VHDX that a VM still has open. [`Error::DirtyLog`] asks for [`replay_log`].
+/// QEMU's lock refuses a VHDX that a VM still has open. [`image::Error::DirtyLog`] asks for [`image::replay_log`].
 pub fn read(path: &Path) -> Result<Contents> {
-    let mut vhdx = Nbd::open(&image_opts(path, Format::Vhdx, None), path)?;
+    let mut vhdx = ServedImage::open(&rg_disk(path), None)?;
     let (layout, manifest) = read_head(&mut vhdx, path)?;
     let bundle = {
         let mut part = slice(&mut vhdx, layout.state(), path)?;
@@ -187,13 +158,13 @@ pub fn read(path: &Path) -> Result<Contents> {
 
 /// Reads and checks GPT and manifest of an RG disk that a running VM has, through the NBD server of its QEMU.
 pub fn peek(socket: &Path) -> Result<Manifest> {
-    let mut disk = Nbd::join(socket)?;
+    let mut disk = ServedImage::join(socket)?;
     let (_, manifest) = read_head(&mut disk, socket)?;
     disk.close()?;
     Ok(manifest)
 }
 
-fn read_head(disk: &mut Nbd, path: &Path) -> Result<(Layout, Manifest)> {
+fn read_head(disk: &mut ServedImage, path: &Path) -> Result<(Layout, Manifest)> {
     let layout = Layout::read(disk).map_err(Error::layout(path))?;
     let manifest = {
         let mut part = slice(disk, layout.manifest(), path)?;
@@ -201,11 +172,6 @@ fn read_head(disk: &mut Nbd, path: &Path) -> Result<(Layout, Manifest)> {
     };
     manifest.check_layout(&layout).map_err(Error::manifest(path))?;
     Ok((layout, manifest))
-}
-
-/// Replays the log of a VHDX whose VM was killed. Refused by QEMU's lock while a VM has it open.
-pub fn replay_log(path: &Path) -> Result<()> {
-    qemu::replay_log(path, &Cancel::new())
 }
 
 /// Copies one disk off the RG disk into the new raw image `target`, holes kept, and gives its SHA-256: what was written
@@ -220,16 +186,16 @@ pub fn extract_disk(
     progress: &dyn Fn(Progress),
     cancel: &Cancel,
 ) -> Result<Digest> {
-    expect_size(path, expected, disk.size)?;
-    let mut blocks = Nbd::open(&image_opts(path, Format::Vhdx, Some(range(disk))), path)?;
-    expect_size(path, expected, blocks.size())?;
+    image::Error::expect_size(path, expected, disk.size)?;
+    let mut blocks = ServedImage::open(&rg_disk(path), Some(range(disk)))?;
+    image::Error::expect_size(path, expected, blocks.size())?;
     let partial = Partial::create(&absolute(target)?)?;
     let written = Error::io(partial.path(), "write");
     partial.file().set_len(expected).map_err(written)?;
     let digest =
         digest::of_blocks(&mut blocks, progress, cancel, &mut |at, bytes| write_data(partial.file(), at, bytes))
             .map_err(Error::io(path, "copy a disk off"))?
-            .ok_or(Error::Cancelled)?;
+            .ok_or(image::Error::Cancelled)?;
     partial.finish()?;
     Ok(digest)
 }
@@ -248,23 +214,13 @@ fn write_data(file: &File, mut at: u64, bytes: &[u8]) -> std::io::Result<()> {
 
 /// SHA-256 over all bytes of one disk on the RG disk.
 pub fn digest_disk(path: &Path, disk: &Partition, progress: &dyn Fn(Progress), cancel: &Cancel) -> Result<Digest> {
-    let opts = image_opts(path, Format::Vhdx, Some(range(disk)));
-    let mut blocks = Nbd::open(&opts, path)?;
-    expect_size(path, disk.size, crate::blocks::Blocks::size(&blocks))?;
-    finish_digest(path, &mut blocks, progress, cancel)
+    let mut blocks = ServedImage::open(&rg_disk(path), Some(range(disk)))?;
+    image::Error::expect_size(path, disk.size, blocks.size())?;
+    Ok(image::digest_blocks(path, &mut blocks, progress, cancel)?)
 }
 
-/// SHA-256 over all bytes of the disk that an image holds.
-pub fn digest_image(source: &Source, progress: &dyn Fn(Progress), cancel: &Cancel) -> Result<Digest> {
-    let opts = image_opts(&source.path, source.format, None);
-    let mut blocks = Nbd::open(&opts, &source.path)?;
-    finish_digest(&source.path, &mut blocks, progress, cancel)
-}
-
-fn finish_digest(path: &Path, blocks: &mut Nbd, progress: &dyn Fn(Progress), cancel: &Cancel) -> Result<Digest> {
-    digest::of_blocks(blocks, progress, cancel, &mut |_, _| Ok(()))
-        .map_err(Error::io(path, "hash the disk"))?
-        .ok_or(Error::Cancelled)
+fn rg_disk(path: &Path) -> Source {
+    Source::new(path, Format::Vhdx)
 }
 
 /// What must agree before anything is written.
@@ -295,13 +251,6 @@ fn slice<'a>(vhdx: &'a mut dyn Blocks, part: &Partition, path: &Path) -> Result<
 
 fn range(part: &Partition) -> Range {
     Range { offset: part.offset, size: part.size }
-}
-
-fn expect_size(path: &Path, expected: u64, found: u64) -> Result<()> {
-    if expected != found {
-        return Err(Error::SizeMismatch { path: path.to_owned(), expected, found });
-    }
-    Ok(())
 }
 
 fn absolute(path: &Path) -> Result<PathBuf> {

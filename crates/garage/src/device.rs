@@ -13,15 +13,14 @@ use std::io;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
+use image::blocks::{Blocks, FileBlocks, Slice};
+use image::{Cancel, Digest, Progress};
 pub use places::Places;
 use uuid::Uuid;
 
-use crate::blocks::{Blocks, FileBlocks, Slice};
-use crate::digest::{self, Digest};
 use crate::error::{Error, Result};
 use crate::layout::{Layout, Partition, overlay_serial};
 use crate::manifest::{self, Manifest};
-use crate::progress::{Cancel, Progress};
 use crate::state::{self, Bundle, StateError};
 
 /// Where the garage has disk `index` in overlay mode: attached by itself, under a serial number.
@@ -36,10 +35,7 @@ pub fn check_overlay(path: &Path, size: u64) -> Result<()> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(Error::NotFound { path: path.to_owned() }),
         Err(error) => return Err(Error::io(path, "open")(error)),
     };
-    if blocks.size() != size {
-        return Err(Error::SizeMismatch { path: path.to_owned(), expected: size, found: blocks.size() });
-    }
-    Ok(())
+    Ok(image::Error::expect_size(path, size, blocks.size())?)
 }
 
 /// Returns when everything that was written to the overlay at `path` is durable. The nested VM must be off.
@@ -126,11 +122,7 @@ impl Device {
     /// SHA-256 over all bytes of disk `index`. The nested VM must be off.
     pub fn digest_disk(&self, index: usize, progress: &dyn Fn(Progress), cancel: &Cancel) -> Result<Digest> {
         let place = self.disk_place(index)?;
-        self.with(place, false, |part| {
-            digest::of_blocks(part, progress, cancel, &mut |_, _| Ok(()))
-                .map_err(Error::io(&self.path, "hash a disk of"))?
-                .ok_or(Error::Cancelled)
-        })
+        self.with(place, false, |part| Ok(image::digest_blocks(&self.path, part, progress, cancel)?))
     }
 
     fn read_state(&self, expected: Digest) -> Result<Bundle> {
@@ -162,9 +154,7 @@ impl Device {
                 Slice::new(&mut blocks, part.offset, part.size).map_err(Error::io(path, "reach a partition of"))?;
             return work(&mut slice);
         }
-        if blocks.size() != part.size {
-            return Err(Error::SizeMismatch { path: path.clone(), expected: part.size, found: blocks.size() });
-        }
+        image::Error::expect_size(path, part.size, blocks.size())?;
         work(&mut blocks)
     }
 }

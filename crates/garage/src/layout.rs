@@ -18,9 +18,8 @@ use gpt::GptConfig;
 use gpt::disk::LogicalBlockSize;
 use gpt::mbr::ProtectiveMBR;
 use gpt::partition::Partition as GptEntry;
+use image::blocks::Blocks;
 use uuid::Uuid;
-
-use crate::blocks::Blocks;
 
 /// 1 MiB: the alignment of every partition and of the whole disk.
 pub const MIB: u64 = 1 << 20;

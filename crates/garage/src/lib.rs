@@ -17,26 +17,18 @@
 //!
 //! All functions block. From async code call them in `tokio::task::spawn_blocking`; [`Cancel`] stops them.
 
-pub mod blocks;
 pub mod container;
 pub mod device;
-pub mod digest;
 mod error;
-pub mod extents;
 pub mod layout;
 pub mod manifest;
-mod nbd;
-pub mod overlay;
-mod progress;
-mod qemu;
+#[cfg(test)]
+mod memory;
 pub mod state;
-pub mod vhdx;
 
-pub use container::{Contents, Format, Source};
+pub use container::Contents;
 pub use device::Device;
-pub use digest::Digest;
 pub use error::{Error, Result};
 pub use layout::{Layout, Partition};
 pub use manifest::{Direction, Disk, Manifest, Mode};
-pub use progress::{Cancel, Progress};
 pub use state::Bundle;

@@ -16,11 +16,11 @@
 
 use std::io;
 
+use image::Digest;
+use image::blocks::Blocks;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::blocks::Blocks;
-use crate::digest::Digest;
 use crate::layout::{Layout, MAX_DISKS, MAX_SIZE, disk_name, overlay_serial};
 
 /// The version written, and the only one read.

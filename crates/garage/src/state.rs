@@ -14,8 +14,8 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
 
-use crate::blocks::Blocks;
-use crate::digest::Digest;
+use image::Digest;
+use image::blocks::Blocks;
 
 /// Most files in a bundle.
 pub const MAX_FILES: usize = 16;

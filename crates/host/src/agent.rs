@@ -211,7 +211,7 @@ impl VmLock {
             && !live.running.has_disk(&disk.serial)
         {
             live.running.attach_disk(disk).await.context(Kind::Internal, || {
-                format!("QEMU did not attach {} to {}", disk.path.display(), self.dir.name())
+                format!("QEMU did not attach {} to {}", disk.source.path().display(), self.dir.name())
             })?;
         }
         Ok(())
@@ -756,7 +756,7 @@ impl Agent {
             nested: spec.nested,
             switch: spec.nics.iter().map(|n| n.switch.clone()).collect(),
             mac: spec.nics.iter().map(|n| n.mac.clone()).collect(),
-            disks: spec.disks.iter().map(|d| d.path.display().to_string()).collect(),
+            disks: spec.disks.iter().map(|d| d.source.path().display().to_string()).collect(),
             generation,
             owner: owner.common_name().to_owned(),
             owner_fingerprint: owner.fingerprint(),

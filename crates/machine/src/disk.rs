@@ -6,14 +6,14 @@
 use std::fs::{File, OpenOptions};
 use std::io::Read;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 
+use image::{Format, Source, Storage};
 use serde_json::{Value, json};
 
 use crate::proof::{FileId, file_id};
 use crate::qemu::{backing_set, disk_node, image_set};
-use crate::spec::{DiskFormat, DiskSpec};
+use crate::spec::DiskSpec;
 use crate::{Error, Result};
 
 /// A disk whose image, and the one under it, were looked at and are open: QEMU gets these descriptors, can open no
@@ -27,8 +27,8 @@ pub struct CheckedDisk {
 
 #[derive(Debug)]
 struct Image {
-    format: DiskFormat,
-    block_device: bool,
+    format: Format,
+    storage: Storage,
     writable: bool,
     file: File,
 }
@@ -46,35 +46,35 @@ pub(crate) fn check_own(spec: &DiskSpec) -> Result<CheckedDisk> {
 
 fn look_at(spec: &DiskSpec, own: bool) -> Result<CheckedDisk> {
     spec.validate()?;
-    let image = Image::open(&spec.path, spec.format, true)?;
+    let image = Image::open(&spec.source, true)?;
     let backing = match &spec.backing {
         None => None,
-        Some(below) => Some(Image::open(&below.path, below.format, own)?),
+        Some(below) => Some(Image::open(below, own)?),
     };
     Ok(CheckedDisk { spec: spec.clone(), image, backing })
 }
 
 impl Image {
-    fn open(path: &Path, format: DiskFormat, writable: bool) -> Result<Self> {
+    fn open(source: &Source, writable: bool) -> Result<Self> {
+        let (path, format) = (source.path(), source.format());
         let bad = |reason| Error::DiskImage { path: path.to_owned(), reason };
         let mut file = open(path, writable)?;
         let kind = file.metadata().map_err(Error::io("look at", path))?.file_type();
-        let block_device = kind.is_block_device();
-        if !block_device && !kind.is_file() {
-            return Err(bad("is neither a file nor a block device"));
-        }
-        if format == DiskFormat::Qcow2 {
+        let storage = Storage::of(kind).ok_or_else(|| bad("is neither a file nor a block device"))?;
+        if format == Format::Qcow2 {
             let mut header = Vec::new();
             file.by_ref().take(80).read_to_end(&mut header).map_err(Error::io("read", path))?;
             check_qcow2(&header).map_err(bad)?;
         }
-        Ok(Self { format, block_device, writable, file })
+        Ok(Self { format, storage, writable, file })
     }
 
     fn protocol(&self, set: usize) -> Value {
-        let driver = if self.block_device { "host_device" } else { "file" };
         json!({
-            "driver": driver, "filename": format!("/dev/fdset/{set}"), "read-only": !self.writable, "discard": "unmap",
+            "driver": self.storage.driver(),
+            "filename": format!("/dev/fdset/{set}"),
+            "read-only": !self.writable,
+            "discard": "unmap",
         })
     }
 }
@@ -99,7 +99,7 @@ impl CheckedDisk {
             "detect-zeroes": "unmap",
             "file": self.image.protocol(image_set(index)),
         });
-        if self.image.format == DiskFormat::Qcow2 {
+        if self.image.format == Format::Qcow2 {
             // the header was checked; should it change before QEMU reads it, this still holds
             blockdev["backing"] = Value::Null;
         }
@@ -111,7 +111,7 @@ impl CheckedDisk {
                 "discard": "unmap",
                 "file": image.protocol(backing_set(index)),
             });
-            if image.format == DiskFormat::Qcow2 {
+            if image.format == Format::Qcow2 {
                 backing["backing"] = Value::Null;
             }
             blockdev["backing"] = backing;
@@ -139,7 +139,9 @@ impl CheckedDisk {
         let images = [Some(&self.image), self.backing.as_ref()].into_iter().flatten();
         images
             .filter(|image| image.writable)
-            .map(|image| image.file.metadata().map(|m| file_id(&m)).map_err(Error::io("look at", &self.spec.path)))
+            .map(|image| {
+                image.file.metadata().map(|m| file_id(&m)).map_err(Error::io("look at", self.spec.source.path()))
+            })
             .collect()
     }
 

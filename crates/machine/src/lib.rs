@@ -44,7 +44,7 @@ pub mod user;
 pub use error::Error;
 pub use orphan::{end_orphan, find_qemu, find_qemu_with};
 pub use running::{Exit, Running, StartOptions};
-pub use spec::{Backing, ConsoleProfile, DiskFormat, DiskSpec, Firmware, NicSpec, Policy, VmSpec};
+pub use spec::{ConsoleProfile, DiskSpec, Firmware, NicSpec, Policy, VmSpec};
 
 /// Result of this crate's operations.
 pub type Result<T> = std::result::Result<T, Error>;

@@ -9,8 +9,9 @@ use std::path::Path;
 use garage::Mode;
 use host::api::Hold;
 use host::store::VmDir;
-use host::{Agent, VmLock, free_space, image};
-use machine::{DiskFormat, DiskSpec, Policy, VmSpec};
+use host::{Agent, VmLock, disks, free_space};
+use image::{Format, Source};
+use machine::{DiskSpec, Policy, VmSpec};
 use outcome::Events;
 use outcome::{Context, Error, Kind, Result};
 use uuid::Uuid;
@@ -100,7 +101,7 @@ pub(crate) async fn run(
             vmre.attach(&overlay).await?;
         }
     }
-    let size = image::info(&disk).await?.virtual_size;
+    let size = disks::info(&disk).await?.virtual_size;
     vmre.attach(&rg_disk(&disk, size, journal.id())).await?;
     journal.mark(Step::Attached)?;
     Ok(status::describe(journal))
@@ -122,14 +123,7 @@ async fn hold(agent: &Agent, dvm: &VmLock, journal: &mut Journal, place: &str) -
 
 /// The RG disk as a garage gets it.
 pub(crate) fn rg_disk(path: &Path, size: u64, recovery: Uuid) -> DiskSpec {
-    DiskSpec {
-        path: path.to_owned(),
-        format: DiskFormat::Vhdx,
-        serial: rg_serial(recovery),
-        size,
-        backing: None,
-        opaque: false,
-    }
+    DiskSpec::new(Source::new(path, Format::Vhdx), rg_serial(recovery), size)
 }
 
 /// The RG disk's serial number, by which it is found for detaching.
@@ -206,8 +200,9 @@ fn check_space(damaged: &VmSpec, mode: Mode, folder: &Path) -> Result<()> {
     let mut needed = RG_OVERHEAD;
     for disk in damaged.disks.iter().filter(|_| mode == Mode::Copy) {
         // What it takes on the disk; asking QEMU would need a lock that a running VM holds.
-        let file = std::fs::metadata(&disk.path)
-            .context(Kind::NotFound, || format!("{}: the VM's disk cannot be looked at", disk.path.display()))?;
+        let file = std::fs::metadata(disk.source.path()).context(Kind::NotFound, || {
+            format!("{}: the VM's disk cannot be looked at", disk.source.path().display())
+        })?;
         needed = needed.saturating_add(file.blocks().saturating_mul(512));
     }
     let free = free_space(folder)?;
@@ -335,14 +330,7 @@ mod tests {
         assert_eq!(check_ports(&damaged, machine::qemu::HOT_PORTS, "vmre").unwrap_err().kind, Kind::NoSpace);
 
         let mut odd = damaged.clone();
-        odd.disks.push(DiskSpec {
-            path: "/odd".into(),
-            format: DiskFormat::Raw,
-            serial: "odd".into(),
-            size: 4096 + 512,
-            backing: None,
-            opaque: false,
-        });
+        odd.disks.push(DiskSpec::new(Source::new("/odd", Format::Raw), "odd", 4096 + 512));
         check_blocks(&damaged).unwrap();
         assert!(check_blocks(&odd).unwrap_err().remedy.is_some_and(|next| next.contains("--copy")));
 

@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use attestation::HostPublicKey;
-use garage::Digest;
 use host::store::Store;
+use image::Digest;
 use outcome::{Context, Error, Kind, Next, Result};
 use tokio::process::Command;
 

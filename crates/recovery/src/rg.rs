@@ -3,13 +3,14 @@
 
 use std::path::{Path, PathBuf};
 
-use garage::container::{self, Format, Source};
+use garage::container;
 use garage::device::Places;
-use garage::{Bundle, Cancel, Contents as RawContents, Device as RawDevice, Direction, Layout, Manifest, Mode};
+use garage::{Bundle, Contents as RawContents, Device as RawDevice, Direction, Layout, Manifest, Mode};
 use host::VmLock;
 use host::store::VmDir;
+use image::{Cancel, Format, Source};
 use key_protector::Protector;
-use machine::{Backing, DiskFormat, DiskSpec, VmSpec};
+use machine::{DiskSpec, VmSpec};
 use outcome::Events;
 use outcome::{Context, Error, Kind, Next, Result};
 use serde::{Deserialize, Serialize};
@@ -41,13 +42,10 @@ pub(crate) fn overlays(dir: &Path, recovery: Uuid, vm: &VmSpec) -> Vec<DiskSpec>
     vm.disks
         .iter()
         .enumerate()
-        .map(|(index, disk)| DiskSpec {
-            path: overlay(dir, index),
-            format: DiskFormat::Qcow2,
-            serial: garage::layout::overlay_serial(recovery, index),
-            size: disk.size,
-            backing: Some(Backing { path: disk.path.clone(), format: disk.format }),
-            opaque: true,
+        .map(|(index, disk)| {
+            let source = Source::new(overlay(dir, index), Format::Qcow2);
+            let serial = garage::layout::overlay_serial(recovery, index);
+            DiskSpec { opaque: true, ..DiskSpec::new(source, serial, disk.size).over(disk.source.clone()) }
         })
         .collect()
 }
@@ -62,27 +60,19 @@ pub(crate) fn overlay(dir: &Path, index: usize) -> PathBuf {
 /// # Errors
 /// `BadInput` when it is damaged.
 pub(crate) async fn check_overlay(path: PathBuf, size: u64) -> Result<()> {
-    blocking(move || garage::overlay::check(&path, size, &Cancel::new())).await.map_err(not_ours_to_trust)
+    blocking(move || Ok(image::overlay::check(&path, size, &Cancel::new())?)).await.map_err(not_ours_to_trust)
 }
 
 /// Merges an overlay into the image under it while no VM uses them.
 ///
 /// # Errors
 /// `Interrupted` when the client went away: both images together are the disk, as before.
-pub(crate) async fn merge(index: usize, disk: &DiskSpec, backing: &Backing, events: &Events) -> Result<()> {
-    let (overlay, below) = (disk.path.clone(), Source { path: backing.path.clone(), format: format(backing.format) });
+pub(crate) async fn merge(index: usize, disk: &DiskSpec, backing: &Source, events: &Events) -> Result<()> {
+    let (overlay, below) = (disk.source.path().to_owned(), backing.clone());
     work(events, "merge", format!("merging disk {index}"), move |progress, cancel| {
-        garage::overlay::merge(&overlay, &below, progress, cancel)
+        Ok(image::overlay::merge(&overlay, &below, progress, cancel)?)
     })
     .await
-}
-
-fn format(format: DiskFormat) -> Format {
-    match format {
-        DiskFormat::Raw => Format::Raw,
-        DiskFormat::Qcow2 => Format::Qcow2,
-        DiskFormat::Vhdx => Format::Vhdx,
-    }
 }
 
 /// Packs the sealed state of a slot.
@@ -108,17 +98,24 @@ pub(crate) async fn create(target: &Path, recovery: Uuid, vm: &VmDir, mode: Mode
     let mut sources = Vec::new();
     for disk in &spec.disks {
         // The container takes disks in whole sectors, and the specification may have been edited.
-        let source = Source { path: disk.path.clone(), format: format(disk.format) };
+        let source = disk.source.clone();
         let image = source.clone();
-        let size = blocking(move || container::disk_size(&image)).await.map_err(|error| match error.kind {
-            Kind::Internal => Error { kind: Kind::BadInput, ..error }
-                .remedy("the disk was damaged or altered outside drydock; restore it"),
-            _ => error,
-        })?;
+        let size =
+            blocking(move || Ok(image::disk_size(&image, &Cancel::new())?)).await.map_err(|error| {
+                match error.kind {
+                    Kind::Internal => Error { kind: Kind::BadInput, ..error }
+                        .remedy("the disk was damaged or altered outside drydock; restore it"),
+                    _ => error,
+                }
+            })?;
         if size != disk.size {
             return Err(Error::new(
                 Kind::BadInput,
-                format!("{}: has {size} bytes, the VM's specification says {}", disk.path.display(), disk.size),
+                format!(
+                    "{}: has {size} bytes, the VM's specification says {}",
+                    disk.source.path().display(),
+                    disk.size
+                ),
             )
             .remedy("the disk or vm.json was altered outside drydock; restore it"));
         }
@@ -173,7 +170,7 @@ pub(crate) async fn create(target: &Path, recovery: Uuid, vm: &VmDir, mode: Mode
     };
     work(events, "rg-disk", message, move |progress, cancel| {
         for (path, size) in &overlays {
-            garage::overlay::create(path, *size, cancel)?;
+            image::create(path, *size, cancel)?;
         }
         container::create(&target, &layout, &manifest, &bundle, &sources, progress, cancel)
     })
@@ -435,8 +432,8 @@ pub(crate) async fn read(path: &Path) -> Result<Contents> {
     blocking(move || {
         let raw = match container::read(&path) {
             // Its VM was killed; nobody uses it now, or QEMU's lock says so.
-            Err(garage::Error::DirtyLog { .. }) => {
-                container::replay_log(&path)?;
+            Err(garage::Error::Image(image::Error::DirtyLog { .. })) => {
+                image::replay_log(&path, &Cancel::new())?;
                 container::read(&path)?
             }
             other => other?,
@@ -521,7 +518,7 @@ async fn work<T: Send + 'static>(
     events: &Events,
     step: &'static str,
     message: String,
-    run: impl FnOnce(&dyn Fn(garage::Progress), &Cancel) -> garage::Result<T> + Send + 'static,
+    run: impl FnOnce(&dyn Fn(image::Progress), &Cancel) -> garage::Result<T> + Send + 'static,
 ) -> Result<T> {
     let events = events.clone();
     blocking(move || {
@@ -549,16 +546,17 @@ async fn blocking<T: Send + 'static>(run: impl FnOnce() -> garage::Result<T> + S
 
 fn lift(error: garage::Error) -> Error {
     use garage::Error as E;
+    use image::Error as I;
     let (kind, remedy) = match &error {
-        E::Io { .. } | E::Tool { .. } | E::ToolAnswer { .. } => (Kind::Internal, None),
-        E::ToolMissing { .. } => (Kind::MissingTool, None),
+        E::Image(I::Io { .. } | I::NotStarted { .. } | I::Tool { .. } | I::ToolAnswer { .. }) => (Kind::Internal, None),
+        E::Image(I::ToolMissing { .. }) => (Kind::MissingTool, None),
         E::Exists { .. } => (Kind::WrongState, Some("nothing is overwritten: move the file away")),
-        E::Busy { .. } => (Kind::Busy, Some("run the command again when that has ended")),
+        E::Image(I::Busy { .. }) => (Kind::Busy, Some("run the command again when that has ended")),
         E::NotFound { .. } => (
             Kind::NotFound,
             Some("have the fabric admin attach it: drydock recovery export VM --to THIS-GARAGE, on the host"),
         ),
-        E::Cancelled => (Kind::Interrupted, Some("run the command again to go on")),
+        E::Image(I::Cancelled) => (Kind::Interrupted, Some("run the command again to go on")),
         _ => (Kind::BadInput, Some(DAMAGED)),
     };
     let lifted = Error::of(kind, &error);

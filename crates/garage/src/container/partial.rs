@@ -28,7 +28,7 @@ impl Partial {
         // flock, because QEMU locks with fcntl: the two do not meet.
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
-            Err(rustix::io::Errno::WOULDBLOCK) => return Err(Error::Busy { path }),
+            Err(rustix::io::Errno::WOULDBLOCK) => return Err(image::Error::Busy { path }.into()),
             Err(errno) => return Err(Error::io(&path, "lock")(errno.into())),
         }
         let partial = Self { target: target.to_owned(), path, file };

@@ -6,8 +6,8 @@ use std::os::unix::fs::{MetadataExt, symlink};
 use proptest::prelude::*;
 
 use super::*;
-use crate::blocks::memory::Memory;
 use crate::layout::STATE_SIZE;
+use crate::memory::Memory;
 
 fn bundle(text: &str) -> Bundle {
     Bundle::from_files([

@@ -95,7 +95,10 @@ impl Blocks for Slice<'_> {
 }
 
 /// Refuses an access that does not lie wholly inside `size` bytes.
-pub(crate) fn check_range(size: u64, offset: u64, len: usize) -> io::Result<()> {
+///
+/// # Errors
+/// `InvalidInput`.
+pub fn check_range(size: u64, offset: u64, len: usize) -> io::Result<()> {
     let end = u64::try_from(len).ok().and_then(|len| offset.checked_add(len));
     match end {
         Some(end) if end <= size => Ok(()),
@@ -106,6 +109,3 @@ pub(crate) fn check_range(size: u64, offset: u64, len: usize) -> io::Result<()> 
 fn out_of_range() -> io::Error {
     io::Error::new(io::ErrorKind::InvalidInput, "access past the end")
 }
-
-#[cfg(test)]
-pub(crate) mod memory;

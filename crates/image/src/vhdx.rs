@@ -49,6 +49,14 @@ const PHYSICAL_SECTOR_SIZE: Uuid = Uuid::from_u128(0xcda348c7_445d_4471_9cc9_e98
 const IS_VIRTUAL_DISK: u32 = 2;
 const IS_REQUIRED: u32 = 4;
 
+/// The block size in bytes for a VHDX of `total` bytes. Small blocks keep a mostly empty disk small on file systems and
+/// transports without holes; large disks get larger blocks, because QEMU keeps 8 bytes in memory for each.
+#[must_use]
+pub fn block_size(total: u64) -> u64 {
+    const TIB: u64 = 1 << 40;
+    if total <= TIB { 1 << 20 } else { 32 << 20 }
+}
+
 /// A VHDX that is being made: a disk of zeros until something is written.
 pub struct Writer<'a> {
     file: &'a File,
