@@ -13,6 +13,7 @@ mod attestation_messages;
 mod blocks;
 mod documents;
 mod measured_boot;
+mod nbd;
 mod papers;
 mod rg_disk;
 mod service;
@@ -33,13 +34,14 @@ pub struct Target {
 }
 
 /// All targets.
-pub const TARGETS: [&[Target]; 8] = [
+pub const TARGETS: [&[Target]; 9] = [
     documents::TARGETS,
     papers::TARGETS,
     attestation_messages::TARGETS,
     measured_boot::TARGETS,
     service::TARGETS,
     rg_disk::TARGETS,
+    nbd::TARGETS,
     vm::TARGETS,
     agent::TARGETS,
 ];

@@ -129,3 +129,52 @@ impl<S: Read + Write> Blocks for Client<S> {
 fn protocol(what: &'static str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, what)
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    /// What a server sends, and nobody listening to what it is sent.
+    struct Answers(&'static [u8]);
+
+    impl Read for Answers {
+        fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+            self.0.read(buf)
+        }
+    }
+
+    impl Write for Answers {
+        fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+            Ok(data.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn read(answers: &'static [u8]) -> io::Result<[u8; 2]> {
+        let mut bytes = [0; 2];
+        Client::connect(Answers(answers))?.read_at(6, &mut bytes)?;
+        Ok(bytes)
+    }
+
+    #[test]
+    fn only_the_answer_to_this_request_counts() {
+        const GOOD: &[u8] = b"NBDMAGICIHAVEOPT\0\x03\0\0\0\0\0\0\0\x08\0\0gDf\x98\0\0\0\0\0\0\0\0\0\0\0\x01ok";
+        assert_eq!(read(GOOD).unwrap(), *b"ok");
+        let changed = |at: usize, byte| {
+            let mut bytes = GOOD.to_vec();
+            bytes[at] = byte;
+            read(bytes.leak()).unwrap_err()
+        };
+        // Greeting, flags, magic of the reply, cookie.
+        for at in [0, 8, 17, 28, 43] {
+            assert_eq!(changed(at, 0).kind(), io::ErrorKind::InvalidData, "byte {at}");
+        }
+        assert_eq!(changed(25, 7).kind(), io::ErrorKind::InvalidInput, "past the end of a smaller disk");
+        assert_eq!(changed(35, 5).raw_os_error(), Some(5));
+        assert_eq!(read(&GOOD[..45]).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+    }
+}

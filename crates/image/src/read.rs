@@ -67,3 +67,52 @@ pub fn replay_log(path: &Path, cancel: &Cancel) -> Result<()> {
     let args = [&args[..], &[options.as_os_str()]].concat();
     qemu_img::run_quietly("replay the VHDX log", &[Shown::Write(path)], &args, cancel)
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::path::PathBuf;
+    use std::process::Command;
+
+    use super::*;
+    use crate::format::Storage;
+
+    /// A loop device on a file.
+    struct Loop(PathBuf);
+
+    impl Loop {
+        fn new(file: &Path) -> Self {
+            let output = Command::new("losetup").args(["--find", "--show"]).arg(file).output().unwrap();
+            assert!(output.status.success(), "{output:?}");
+            Self(String::from_utf8(output.stdout).unwrap().trim().into())
+        }
+    }
+
+    impl Drop for Loop {
+        fn drop(&mut self) {
+            let _ = Command::new("losetup").arg("--detach").arg(&self.0).status();
+        }
+    }
+
+    #[test]
+    fn a_block_device_holds_an_image_as_a_file_does() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("image");
+        let bytes: Vec<u8> = (0..3u32 << 20).map(|n| (n % 251) as u8).collect();
+        std::fs::write(&file, &bytes).unwrap();
+        let device = Loop::new(&file);
+        for (path, storage) in [(&file, Storage::File), (&device.0, Storage::BlockDevice)] {
+            let source = Source::new(path, Format::Raw);
+            assert_eq!(source.storage().unwrap(), storage);
+            assert_eq!(disk_size(&source, &Cancel::new()).unwrap(), 3 << 20);
+            assert_eq!(digest_image(&source, &|_| {}, &Cancel::new()).unwrap(), Digest::of(&bytes));
+            let mut found = Vec::new();
+            crate::extents::each(&source, 3 << 20, &Cancel::new(), &mut |extent| {
+                found.push((extent.start, extent.length, extent.offset));
+                Ok(())
+            })
+            .unwrap();
+            assert_eq!(found, [(0, 3 << 20, Some(0))]);
+        }
+    }
+}
