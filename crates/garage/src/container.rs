@@ -1,8 +1,8 @@
-//! The host's side of an RG disk: making the VHDX, reading it back, taking disks off it.
+//! The host's side of an RG disk: making the VHDX, reading it back, copying disks off it.
 //!
-//! A fresh VHDX is laid out directly (`vhdx.rs`), its data copied inside the kernel. From then on QEMU's tools are the
-//! VHDX engine: GPT, manifest, state and disks that come back are read through the NBD client in `nbd.rs`, a disk being
-//! hashed while it is copied.
+//! A fresh VHDX is laid out directly ([`image::vhdx`]), its data copied inside the kernel. From then on QEMU's tools are
+//! the VHDX engine: GPT, manifest, state and disks that come back are read through `qemu-nbd` ([`ServedImage`]), and a
+//! disk is hashed while it is copied.
 //!
 //! A file gets its final name when it is complete and durable. Until then it is `NAME.partial`, locked;
 //! a failed or cancelled run removes it, and the next run takes over what a crash left.
@@ -23,12 +23,12 @@ use crate::manifest::{self, Manifest, ManifestError};
 use crate::state::{self, Bundle, StateError};
 use partial::Partial;
 
-/// Copied before anybody is told or asked again.
+/// Bytes copied between two reports of progress and checks for cancellation.
 const PIECE: u64 = 16 << 20;
-/// The smallest hole that is looked for where data goes through memory.
+/// The smallest hole that is kept where data goes through memory.
 const GRAIN: usize = 64 << 10;
 
-/// What an RG disk says, all checked: layout against manifest, bundle against manifest.
+/// What is on an RG disk, all checked: layout against manifest, bundle against manifest.
 pub struct Contents {
     /// Where the disks lie.
     pub layout: Layout,
@@ -42,6 +42,10 @@ pub struct Contents {
 ///
 /// `sources` come in the order of the layout's disks and must have exactly their sizes. `target` must not
 /// exist. Progress counts the disks' bytes, holes included.
+///
+/// # Errors
+/// [`Error::Exists`], [`Error::SourceCount`], [`Error::Manifest`] and [`Error::State`] for inputs that do not agree,
+/// [`Error::Image`]. Nothing is left then.
 pub fn create(
     target: &Path,
     layout: &Layout,
@@ -78,12 +82,16 @@ pub fn create(
     partial.finish()
 }
 
-/// Removes what a killed [`create`] left beside `target`.
+/// Removes the partial file that a killed [`create`] left beside `target`.
+///
+/// # Errors
+/// [`Error::Image`] when the file system refuses.
 pub fn discard(target: &Path) -> Result<()> {
     partial::discard(&absolute(target)?)
 }
 
-/// Copies a disk onto its partition: what lies in the image as it is, inside the kernel; the rest as QEMU reads it.
+/// Copies a disk onto its partition: inside the kernel, where the image holds the bytes as they are; otherwise as QEMU
+/// reads them.
 fn copy_in(
     vhdx: &mut Writer<'_>,
     path: &Path,
@@ -142,9 +150,12 @@ fn copy_read(
     Ok(())
 }
 
-/// Reads and checks GPT, manifest and sealed state of an RG disk that somebody else had in hand.
+/// Reads and checks GPT, manifest and sealed state of an RG disk that was in somebody else's hands.
 ///
 /// QEMU's lock refuses a VHDX that a VM still has open. [`image::Error::DirtyLog`] asks for [`image::replay_log`].
+///
+/// # Errors
+/// [`Error::Layout`], [`Error::Manifest`], [`Error::State`], [`Error::Image`].
 pub fn read(path: &Path) -> Result<Contents> {
     let mut vhdx = ServedImage::open(&rg_disk(path), None)?;
     let (layout, manifest) = read_head(&mut vhdx, path)?;
@@ -156,7 +167,10 @@ pub fn read(path: &Path) -> Result<Contents> {
     Ok(Contents { layout, manifest, bundle })
 }
 
-/// Reads and checks GPT and manifest of an RG disk that a running VM has, through the NBD server of its QEMU.
+/// Reads and checks GPT and manifest of an RG disk that a running VM uses, through its QEMU's NBD server on `socket`.
+///
+/// # Errors
+/// Those of [`read`].
 pub fn peek(socket: &Path) -> Result<Manifest> {
     let mut disk = ServedImage::join(socket)?;
     let (_, manifest) = read_head(&mut disk, socket)?;
@@ -174,10 +188,13 @@ fn read_head(disk: &mut ServedImage, path: &Path) -> Result<(Layout, Manifest)> 
     Ok((layout, manifest))
 }
 
-/// Copies one disk off the RG disk into the new raw image `target`, holes kept, and gives its SHA-256: what was written
-/// is what was hashed, in one pass.
+/// Copies one disk off the RG disk into the new raw image `target`, keeping holes, and returns its SHA-256: what was
+/// written is what was hashed, in one pass.
 ///
-/// `expected` is the size that the caller knows the disk to have, from a source other than the RG disk.
+/// `expected` is the disk's size in bytes, which the caller knows from a source other than the RG disk.
+///
+/// # Errors
+/// [`Error::Exists`], [`Error::Image`]. Nothing is left then.
 pub fn extract_disk(
     path: &Path,
     disk: &Partition,
@@ -213,6 +230,9 @@ fn write_data(file: &File, mut at: u64, bytes: &[u8]) -> std::io::Result<()> {
 }
 
 /// SHA-256 over all bytes of one disk on the RG disk.
+///
+/// # Errors
+/// [`Error::Image`].
 pub fn digest_disk(path: &Path, disk: &Partition, progress: &dyn Fn(Progress), cancel: &Cancel) -> Result<Digest> {
     let mut blocks = ServedImage::open(&rg_disk(path), Some(range(disk)))?;
     image::Error::expect_size(path, disk.size, blocks.size())?;
@@ -223,7 +243,7 @@ fn rg_disk(path: &Path) -> Source {
     Source::new(path, Format::Vhdx)
 }
 
-/// What must agree before anything is written.
+/// Checks what must agree before anything is written.
 fn check_inputs(target: &Path, layout: &Layout, manifest: &Manifest, bundle: &Bundle) -> Result<()> {
     let failed = |source: ManifestError| Error::manifest(target)(source);
     manifest.validate().map_err(failed)?;

@@ -31,7 +31,7 @@ fn image(dir: &Path, name: &str, convert: &[&str]) -> PathBuf {
     target
 }
 
-fn papers(disks: usize) -> (Layout, Manifest, Bundle) {
+fn contents(disks: usize) -> (Layout, Manifest, Bundle) {
     let layout = Layout::plan(&vec![SIZE; disks]).unwrap();
     let bundle = Bundle::from_files([("record.sealed".to_owned(), b"sealed".to_vec())]).unwrap();
     let disk = |index: u32| Disk {
@@ -70,7 +70,7 @@ fn every_format_arrives_whole_and_sparse() {
     ];
     let sources: Vec<Source> =
         formats.iter().map(|(name, format, args)| Source::new(image(dir.path(), name, args), *format)).collect();
-    let (layout, manifest, bundle) = papers(sources.len());
+    let (layout, manifest, bundle) = contents(sources.len());
     let target = dir.path().join("rg.vhdx");
     let reported = std::cell::Cell::new(0);
     let report = |progress: Progress| {
@@ -95,7 +95,7 @@ fn every_format_arrives_whole_and_sparse() {
 fn a_failure_leaves_nothing_behind() {
     let dir = tempfile::tempdir().unwrap();
     let source = Source::new(image(dir.path(), "a.raw", &["-O", "raw"]), Format::Raw);
-    let (layout, manifest, bundle) = papers(1);
+    let (layout, manifest, bundle) = contents(1);
     let target = dir.path().join("rg.vhdx");
     let nothing = || {
         let left = std::fs::read_dir(dir.path()).unwrap().flatten().map(|entry| entry.file_name());
