@@ -266,7 +266,7 @@ fn write_head(vhdx: &mut Writer<'_>, path: &Path, layout: &Layout, manifest: &Ma
 }
 
 fn slice<'a>(vhdx: &'a mut dyn Blocks, part: &Partition, path: &Path) -> Result<Slice<'a>> {
-    Slice::new(vhdx, part.offset, part.size).map_err(Error::io(path, "reach a partition"))
+    Slice::new(vhdx, part.offset, part.size).map_err(Error::io(path, "reach a partition of"))
 }
 
 fn range(part: &Partition) -> Range {

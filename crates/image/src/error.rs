@@ -12,11 +12,11 @@ pub type Result<T> = std::result::Result<T, Error>;
 #[non_exhaustive]
 pub enum Error {
     /// The operating system refused something.
-    #[error("{}: cannot {op}", path.display())]
+    #[error("cannot {op} {}", path.display())]
     Io {
         /// The file.
         path: PathBuf,
-        /// What was tried: completes the sentence "cannot …".
+        /// What was tried: stands between "cannot" and the path.
         op: &'static str,
         /// What the system answered.
         #[source]
@@ -29,7 +29,7 @@ pub enum Error {
         tool: &'static str,
     },
     /// A tool could not be started on a file: the file is missing, or the confinement failed.
-    #[error("{}: cannot run `{tool}` on it", path.display())]
+    #[error("cannot run `{tool}` on {}", path.display())]
     NotStarted {
         /// The program.
         tool: &'static str,

@@ -136,7 +136,7 @@ impl Source {
     pub fn storage(&self) -> Result<Storage> {
         let failed = || Error::io(&self.path, "inspect");
         let kind = std::fs::metadata(&self.path).map_err(failed())?.file_type();
-        Storage::of(kind).ok_or_else(|| failed()(std::io::Error::other("is neither a file nor a block device")))
+        Storage::of(kind).ok_or_else(|| failed()(std::io::Error::other("it is neither a file nor a block device")))
     }
 
     /// The `--image-opts` text for the image, or for a part of its disk seen as a raw disk.

@@ -83,7 +83,7 @@ fn copy(source: &Path, target: &Path, info: &ImageInfo, progress: &dyn Fn(Progre
     // Until the copy is complete, both belong to whoever owns the source, as whom qemu-img runs. Nobody but the agent
     // can enter the store.
     let owner = std::fs::metadata(source).map_err(Error::io(source, "inspect"))?;
-    fchown(&file, Some(owner.uid()), None).map_err(Error::io(target, "give the source's owner"))?;
+    fchown(&file, Some(owner.uid()), None).map_err(Error::io(target, "change the owner of"))?;
     let args = ["convert", "-p", "-f", info.format.driver(), "-O", "qcow2"].map(OsStr::new);
     let args = [&args[..], &[source.as_os_str(), target.as_os_str()]].concat();
     let files = [Shown::Read(source), Shown::Write(target)];

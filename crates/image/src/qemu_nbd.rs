@@ -50,7 +50,7 @@ impl ServedImage {
             .prefix("drydock-nbd-")
             .permissions(PermissionsExt::from_mode(0o700))
             .tempdir()
-            .map_err(Error::io(path, "create a private directory"))?;
+            .map_err(Error::io(path, "create a private directory for"))?;
         let socket = directory.path().join("socket");
         let failed = || Error::io(path, "make a socket for");
         let listener = UnixListener::bind(&socket).map_err(failed())?;
@@ -88,7 +88,7 @@ impl ServedImage {
     /// # Errors
     /// [`Error::Tool`] when the server fails.
     pub fn close(mut self) -> Result<()> {
-        let failed = Error::io(&self.path, "close through qemu-nbd");
+        let failed = Error::io(&self.path, "close");
         let sent = self.client.disconnect();
         let Some(server) = &mut self.server else {
             return sent.map_err(failed);

@@ -30,7 +30,7 @@ const BAT_OFFSET: u64 = 3 * MIB;
 const SECTOR: u64 = 512;
 /// MS-VHDX 2.5.1.1: the block is in the file, all of it.
 const PAYLOAD_BLOCK_FULLY_PRESENT: u64 = 6;
-/// Written at once where a file has to be read.
+/// Bytes written at once where the kernel cannot copy.
 const PIECE: usize = 1 << 20;
 
 /// MS-VHDX calls it CRC-32C.
@@ -70,6 +70,9 @@ pub struct Writer<'a> {
 
 impl<'a> Writer<'a> {
     /// Begins a VHDX of `size` bytes, a multiple of 512 and at most 64 TiB, in an empty file.
+    ///
+    /// # Errors
+    /// `InvalidInput` when it has more blocks than memory can address.
     pub fn new(file: &'a File, size: u64, block_size: u64) -> io::Result<Self> {
         let count = usize::try_from(size.div_ceil(block_size)).map_err(|_| too_large())?;
         let mut writer = Self { file, size, block_size, blocks: vec![0; count], end: 0 };
@@ -77,7 +80,10 @@ impl<'a> Writer<'a> {
         Ok(writer)
     }
 
-    /// Copies `length` bytes of another file to `at` on the disk, inside the kernel where it can.
+    /// Copies `length` bytes of another file from `offset` to `at` on the disk, inside the kernel where possible.
+    ///
+    /// # Errors
+    /// `UnexpectedEof` when the source is shorter, `InvalidInput` past the end of the disk, what the system answers.
     pub fn copy_from(&mut self, source: &File, mut offset: u64, mut at: u64, mut length: u64) -> io::Result<()> {
         check_range(self.size, at, usize::try_from(length).map_err(|_| too_large())?)?;
         while length > 0 {
@@ -90,7 +96,10 @@ impl<'a> Writer<'a> {
         Ok(())
     }
 
-    /// Writes everything that makes the file a VHDX. The caller makes it durable.
+    /// Writes everything that makes the file a VHDX. The caller flushes it.
+    ///
+    /// # Errors
+    /// What the system answers.
     pub fn finish(self) -> io::Result<()> {
         // MS-VHDX 2.2: the payload blocks are whole, and the file ends with the last one.
         self.file.set_len(self.end)?;
@@ -181,7 +190,7 @@ impl<'a> Writer<'a> {
         checksummed(table)
     }
 
-    /// Where in the file the byte `at` of the disk is; its block is made if there is none.
+    /// Where in the file the byte `at` of the disk is; a block is allocated if it has none.
     fn place(&mut self, at: u64) -> io::Result<u64> {
         let index = usize::try_from(at / self.block_size).map_err(|_| too_large())?;
         let block = self.blocks.get_mut(index).ok_or_else(too_large)?;
@@ -243,7 +252,7 @@ impl Blocks for Writer<'_> {
     }
 }
 
-/// Reads what there is, and zeros past the end of the file.
+/// Reads the file, and zeros past its end.
 fn read_padded(file: &File, mut offset: u64, mut buf: &mut [u8]) -> io::Result<()> {
     while !buf.is_empty() {
         match file.read_at(buf, offset)? {
@@ -283,7 +292,7 @@ fn checksummed(mut bytes: Vec<u8>) -> Vec<u8> {
     bytes
 }
 
-/// `copy_file_range`, which shares extents where the file system can; by reading and writing where it does not work
+/// `copy_file_range`, which shares extents where the file system can; reads and writes where the kernel cannot copy
 /// between these two files.
 fn copy_range(from: &File, mut offset: u64, to: &File, mut at: u64, length: u64) -> io::Result<()> {
     let mut left = usize::try_from(length).map_err(|_| too_large())?;

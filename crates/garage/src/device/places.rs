@@ -41,11 +41,11 @@ impl Places {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 return Err(Error::NotFound { path: link });
             }
-            Err(error) => return Err(Error::io(&link, "follow")(error)),
+            Err(error) => return Err(Error::io(&link, "follow the link")(error)),
         };
         // sysfs keeps a partition's directory inside its disk's: …/block/vdb/vdb1.
         let entry = self.sys_class_block.join(name(&node)?);
-        let directory = fs::canonicalize(&entry).map_err(Error::io(&entry, "follow"))?;
+        let directory = fs::canonicalize(&entry).map_err(Error::io(&entry, "follow the link"))?;
         if !directory.join("partition").exists() {
             return Err(Error::NotFound { path: link });
         }
@@ -55,7 +55,7 @@ impl Places {
 
     /// The nodes of a disk's partitions, in the order of the layout.
     pub(super) fn partition_nodes(&self, disk: &Path, layout: &Layout) -> Result<Vec<PathBuf>> {
-        let disk = fs::canonicalize(disk).map_err(Error::io(disk, "follow"))?;
+        let disk = fs::canonicalize(disk).map_err(Error::io(disk, "follow the link"))?;
         let directory = self.sys_class_block.join(name(&disk)?);
         let mut found = vec![None; layout.partitions().count()];
         for entry in fs::read_dir(&directory).map_err(Error::io(&directory, "list"))? {
@@ -81,7 +81,7 @@ impl Places {
         let nodes = self.partition_nodes(disk, layout)?;
         for (part, node) in layout.partitions().zip(nodes) {
             let link = self.by_partlabel.join(&part.name);
-            let target = fs::canonicalize(&link).map_err(Error::io(&link, "follow"))?;
+            let target = fs::canonicalize(&link).map_err(Error::io(&link, "follow the link"))?;
             if name(&target)? != name(&node)? {
                 return Err(Error::Ambiguous { link, disk: disk.to_owned() });
             }
