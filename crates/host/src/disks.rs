@@ -94,7 +94,7 @@ mod tests {
         let missing = info(&dir.path().join("none")).await.unwrap_err();
         assert_eq!(missing.kind, Kind::BadInput, "{missing}");
         let cut = dir.path().join("cut");
-        std::fs::write(&cut, b"QFI\xfb").unwrap();
+        std::fs::write(&cut, b"QFI\xfb\0\0\0\x03").unwrap();
         let refused = info(&cut).await.unwrap_err();
         assert_eq!(refused.kind, Kind::BadInput);
         assert!(refused.message.contains("is not a disk image"), "{refused}");
