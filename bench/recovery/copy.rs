@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use drydock_tests::process::run;
-use garage::container::{self, Format, Source};
-use garage::{Bundle, Cancel, Direction, Disk, Layout, Manifest, Mode};
+use garage::container;
+use garage::{Bundle, Direction, Disk, Layout, Manifest, Mode};
+use image::{Cancel, Format, Source};
 
 use crate::{Figures, median, put};
 
@@ -118,7 +119,7 @@ fn ours(work: &Path, source: &Path) -> Result<f64> {
         state_sha256: bundle.sha256(),
         receipt: None,
     };
-    let sources = [Source { path: source.to_owned(), format: Format::Raw }];
+    let sources = [Source::new(source, Format::Raw)];
     timed(&target, || Ok(container::create(&target, &layout, &manifest, &bundle, &sources, &|_| {}, &Cancel::new())?))
 }
 

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use garage::blocks::Blocks;
+use image::blocks::Blocks;
 
 /// Zeros, and what was written over them.
 pub(crate) struct Sparse {

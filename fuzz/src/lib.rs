@@ -14,6 +14,7 @@ mod blocks;
 mod documents;
 mod luks_header;
 mod measured_boot;
+mod nbd;
 mod papers;
 mod qmp;
 mod rg_disk;
@@ -35,13 +36,14 @@ pub struct Target {
 }
 
 /// All targets.
-pub const TARGETS: [&[Target]; 10] = [
+pub const TARGETS: [&[Target]; 11] = [
     documents::TARGETS,
     papers::TARGETS,
     attestation_messages::TARGETS,
     measured_boot::TARGETS,
     service::TARGETS,
     rg_disk::TARGETS,
+    nbd::TARGETS,
     vm::TARGETS,
     agent::TARGETS,
     luks_header::TARGETS,

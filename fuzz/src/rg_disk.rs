@@ -2,10 +2,11 @@
 
 use std::path::Path;
 
-use garage::blocks::Blocks;
-use garage::extents::read_map;
 use garage::layout::{MANIFEST_SIZE, MIB, STATE_SIZE, disk_name, overlay_serial};
-use garage::{Bundle, Cancel, Digest, Direction, Disk, Layout, Manifest, Mode, manifest, state};
+use garage::{Bundle, Direction, Disk, Layout, Manifest, Mode, manifest, state};
+use image::blocks::Blocks;
+use image::extents::read_map;
+use image::{Cancel, Digest};
 
 use crate::Target;
 use crate::blocks::Sparse;

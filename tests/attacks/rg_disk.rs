@@ -12,8 +12,9 @@ use drydock_tests::process::{Finished, run as run_program};
 use drydock_tests::second_agent::SecondAgent;
 use drydock_tests::tenant::{Plan, hand_back, rg_disk};
 use drydock_tests::world::World;
-use garage::{Device, Digest};
-use machine::{DiskFormat, Policy, VmSpec};
+use garage::Device;
+use image::{Digest, Format, Source};
+use machine::{DiskSpec, Policy, VmSpec};
 use recovery::Step;
 use serde_json::{Value, json};
 
@@ -207,10 +208,9 @@ fn place(world: &World, store: PathBuf, raw: &Path, policy: Policy) -> Result<Pa
     spec.name = "copy".into();
     spec.policy = policy;
     for disk in &mut spec.disks {
-        disk.path = world.fabric("copy.disk.raw");
-        disk.format = DiskFormat::Raw;
-        disk.backing = None;
-        fs::File::create(&disk.path)?.set_len(disk.size)?;
+        let copy = world.fabric("copy.disk.raw");
+        fs::File::create(&copy)?.set_len(disk.size)?;
+        *disk = DiskSpec { source: Source::new(copy, Format::Raw), backing: None, ..disk.clone() };
     }
     let vm = store.join("vms/copy");
     let slot = vm.join("slots").join(generation.to_string());

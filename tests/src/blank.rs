@@ -9,7 +9,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use garage::Digest;
+use image::Digest;
 use machine::VmSpec;
 use serde_json::Value;
 
@@ -61,7 +61,7 @@ impl Host {
         let spec: VmSpec = serde_json::from_slice(&fs::read(self.store().join("vms").join(vm).join("vm.json"))?)?;
         let disk = spec.disks.first().context("no disk")?;
         let mut command = Command::new("qemu-img");
-        command.args(["convert", "-f", disk.format.driver(), "-O", "raw"]).arg(&disk.path).arg(&raw);
+        command.args(["convert", "-f", disk.source.format().driver(), "-O", "raw"]).arg(disk.source.path()).arg(&raw);
         run(&mut command, b"", CONVERT)?.ok()?;
         let bytes = fs::read(&raw)?;
         fs::remove_file(&raw)?;

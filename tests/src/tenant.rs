@@ -104,10 +104,10 @@ pub fn forge(from: &Path, to: &Path, change: impl FnOnce(&mut Manifest, &mut Val
     for (index, disk) in layout.disks().iter().enumerate().filter(|_| manifest.mode == Mode::Copy) {
         let path = work.path().join(index.to_string());
         fs::File::create(&path)?.set_len(disk.size)?;
-        sources.push(garage::Source { path, format: garage::Format::Raw });
+        sources.push(image::Source::new(path, image::Format::Raw));
     }
     let layout = if sources.is_empty() { garage::Layout::plan(&[])? } else { layout };
-    garage::container::create(to, &layout, &manifest, &bundle, &sources, &|_| {}, &garage::Cancel::new())?;
+    garage::container::create(to, &layout, &manifest, &bundle, &sources, &|_| {}, &image::Cancel::new())?;
     Ok(())
 }
 
@@ -156,7 +156,7 @@ pub fn hand_back_disk(
     let mut disks = Vec::new();
     for (index, disk) in manifest.disks.iter().enumerate() {
         let sha256 = match manifest.mode {
-            Mode::Copy => Some(device.digest_disk(index, &|_| {}, &garage::Cancel::new())?.to_string()),
+            Mode::Copy => Some(device.digest_disk(index, &|_| {}, &image::Cancel::new())?.to_string()),
             Mode::Overlay => None,
         };
         disks.push(ReceiptDisk { serial: disk.serial.clone(), size: disk.size, sha256 });

@@ -131,7 +131,7 @@ fn orphan(host: &mut Host) -> Result<()> {
 fn is_in_use(image: &Path) -> Result<bool> {
     match garage::container::read(image) {
         Ok(_) => Ok(false),
-        Err(garage::Error::Busy { .. }) => Ok(true),
+        Err(garage::Error::Image(image::Error::Busy { .. })) => Ok(true),
         Err(error) => Err(error.into()),
     }
 }

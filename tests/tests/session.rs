@@ -81,7 +81,7 @@ fn a_guest_without_a_network_is_reached_by_its_owner_only() -> Result<()> {
     // Every byte value, and more of them than any buffer on the way holds.
     let bytes: Vec<u8> = (0..4u32 << 20).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
     let there = run(&mut session.command("sha256sum"), &bytes, SHORT)?.ok()?.stdout;
-    ensure!(there.contains(&garage::Digest::of(&bytes).to_string()), "the guest got something else: {there}");
+    ensure!(there.contains(&image::Digest::of(&bytes).to_string()), "the guest got something else: {there}");
 
     let stranger = Ssh { key: world.foreign_ssh_key()?, ..session.clone() };
     let refused = stranger.run("id", SHORT)?;

@@ -1,5 +1,5 @@
-//! QEMU's tools for disk images. They open files by their names, which an agent passes no descriptors for; so they
-//! see these files, programs and libraries, and nothing else: no other file, process, device or network.
+//! QEMU's tools for disk images. They open files by name and cannot be passed descriptors instead; so they see the
+//! files that they work on, programs and libraries, and nothing else: no other file, process, device or network.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -24,10 +24,12 @@ use crate::{NO_CAPABILITY, PATH, find, forbid_core_dumps, view};
 pub enum Shown<'a> {
     /// For reading only.
     Read(&'a Path),
+    /// For reading and writing.
     Write(&'a Path),
 }
 
 impl<'a> Shown<'a> {
+    /// The file.
     #[must_use]
     pub fn path(self) -> &'a Path {
         match self {
@@ -36,9 +38,9 @@ impl<'a> Shown<'a> {
     }
 }
 
-/// Where a tool's root is put together: in its own view nobody misses what lies there.
+/// Where a tool's root is assembled: in its own mount namespace nothing needs what is mounted there.
 const ROOT: &str = "/sys";
-/// The old root while it is left; no image's path begins with it.
+/// Where the old root is until it is unmounted; no image's path begins with it.
 const BEFORE: &str = ".before";
 /// Most bytes of data that a tool may have, for setrlimit(2).
 const MAX_DATA: u64 = 4 << 30;
@@ -46,21 +48,21 @@ const MAX_DATA: u64 = 4 << 30;
 /// A program that is about to be started on some files, with no capability, network or environment, and no access to
 /// other processes or files.
 pub struct Tool {
-    /// To be given arguments, streams and descriptors.
+    /// For the caller to add arguments, streams and descriptors.
     pub command: Command,
-    /// What it sees, and whether it may write; without them it has its caller's view.
+    /// The files that it sees, and whether it may write them; absent where it shares its caller's mount namespace.
     shown: Option<Vec<(PathBuf, bool)>>,
 }
 
 impl Tool {
-    /// The files are there already and belong to one user, as whom it runs: without capabilities nobody else may open
-    /// them.
+    /// Prepares `program` to run on `files`. They exist already and belong to one user, as whom it runs: without
+    /// capabilities it could not open another user's.
     ///
-    /// An agent that is not root cannot do most of that. Its tools have its own rights, and can gain none.
+    /// An agent that is not root cannot do most of that. Its tools have its own rights, and cannot gain more.
     ///
     /// # Errors
-    /// `NotFound` for a program that is not installed; `InvalidInput` for files of several users; what the system says
-    /// of a file, or of a limit.
+    /// `NotFound` for a program that is not installed; `InvalidInput` for files of several users; what the system
+    /// answers for a file or a limit.
     pub fn new(program: &str, files: &[Shown<'_>]) -> io::Result<Self> {
         let program = find(program)?;
         forbid_core_dumps()?;
@@ -88,8 +90,10 @@ impl Tool {
         Ok(Self { command, shown })
     }
 
+    /// Starts it.
+    ///
     /// # Errors
-    /// What the system says.
+    /// What the system answers.
     pub fn spawn(self) -> io::Result<Child> {
         self.spawn_with(|mut command| {
             let child = command.spawn()?;
@@ -98,10 +102,10 @@ impl Tool {
         })
     }
 
-    /// Starts it with `spawn`, which says what it started and that one's process id.
+    /// Starts it with `spawn`, which returns the child and its process id.
     ///
     /// # Errors
-    /// What the system says.
+    /// What the system answers.
     pub fn spawn_with<T: Send + 'static>(
         self,
         spawn: impl FnOnce(Command) -> io::Result<(T, u32)> + Send + 'static,
@@ -109,8 +113,8 @@ impl Tool {
         let Self { command, shown } = self;
         let Some(shown) = shown else { return spawn(command).map(|(child, _)| child) };
         let (sender, started) = mpsc::sync_channel(1);
-        // Namespaces are a thread's. It stays as long as the program, which the kernel ends with the thread that started
-        // it: so it does not outlive an agent that is killed.
+        // Namespaces belong to a thread. It waits for the program's end, because PR_SET_PDEATHSIG kills the program
+        // with the thread that started it: so the program does not outlive an agent that is killed.
         thread::Builder::new().name("tool".into()).spawn(move || {
             let done = enter(&shown).and_then(|()| spawn(command)).and_then(|(child, id)| {
                 let id = i32::try_from(id).ok().and_then(Pid::from_raw).ok_or(ErrorKind::NotFound)?;
@@ -128,8 +132,8 @@ impl Tool {
     }
 }
 
-/// Leaves everything for namespaces of this thread's own, where there are programs, libraries and these files. What
-/// the thread starts has a new process namespace too.
+/// Moves this thread into namespaces of its own, with nothing but programs, libraries and these files. What the thread
+/// starts is also in a new process namespace.
 fn enter(shown: &[(PathBuf, bool)]) -> io::Result<()> {
     let here = std::env::current_dir()?;
     unshare(
@@ -143,19 +147,19 @@ fn enter(shown: &[(PathBuf, bool)]) -> io::Result<()> {
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     mount(Some("root"), ROOT, Some("tmpfs"), flags, Some("mode=0755,size=64k,nr_inodes=1k"))?;
     chdir(ROOT)?;
-    for folder in ["usr", "dev", BEFORE] {
-        fs::create_dir(folder)?;
+    for directory in ["usr", "dev", BEFORE] {
+        fs::create_dir(directory)?;
     }
     bind(Path::new("/usr"), Path::new("usr"), false)?;
-    // QEMU tries its locks on it.
+    // QEMU probes on it whether file locks work.
     show(Path::new("/dev/null"), true)?;
-    for folder in ["bin", "sbin", "lib", "lib32", "lib64"] {
-        let old = Path::new("/").join(folder);
+    for directory in ["bin", "sbin", "lib", "lib32", "lib64"] {
+        let old = Path::new("/").join(directory);
         if old.is_symlink() {
-            symlink(Path::new("usr").join(folder), folder)?;
+            symlink(Path::new("usr").join(directory), directory)?;
         } else if old.is_dir() {
-            fs::create_dir(folder)?;
-            bind(&old, Path::new(folder), false)?;
+            fs::create_dir(directory)?;
+            bind(&old, Path::new(directory), false)?;
         }
     }
     for (file, writable) in shown {
@@ -164,19 +168,19 @@ fn enter(shown: &[(PathBuf, bool)]) -> io::Result<()> {
     pivot_root(".", BEFORE)?;
     let before = Path::new("/").join(BEFORE);
     umount2(&before, MntFlags::MNT_DETACH)?;
-    // Relative names are what they were where there is such a folder.
+    // Relative names keep their meaning if this directory exists inside.
     chdir(&here).or_else(|_| chdir("/"))?;
     Ok(())
 }
 
 const NONE: Option<&str> = None;
 
-/// Puts a file of the old root under its name into the new one, which is the working folder.
+/// Binds a file of the old root under its name in the new one, which is the working directory.
 fn show(file: &Path, writable: bool) -> io::Result<()> {
     let inside = Path::new(".").join(file.strip_prefix("/").unwrap_or(file));
     if !inside.exists() {
-        if let Some(folder) = inside.parent() {
-            fs::create_dir_all(folder)?;
+        if let Some(directory) = inside.parent() {
+            fs::create_dir_all(directory)?;
         }
         fs::write(&inside, "")?;
     }
@@ -188,7 +192,7 @@ fn bind(from: &Path, to: &Path, writable: bool) -> io::Result<()> {
     if writable {
         return Ok(());
     }
-    // What is forbidden there stays so.
+    // A remount must keep the restrictions that the mount already has.
     let now = statvfs(to)?.f_flag;
     let mut flags = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
     for (is, flag) in [
@@ -203,7 +207,7 @@ fn bind(from: &Path, to: &Path, writable: bool) -> io::Result<()> {
     Ok(mount(NONE, to, NONE, flags, NONE)?)
 }
 
-/// User and group of all these files.
+/// The one user, and a group, of all these files.
 fn owner(files: &[Shown<'_>]) -> io::Result<(u32, u32)> {
     let mut owners = BTreeMap::new();
     for file in files {

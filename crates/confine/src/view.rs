@@ -1,6 +1,6 @@
 //! What QEMU and swtpm see of the file system: programs, libraries and devices. Where people, services and VMs keep
-//! their files there are empty folders that cannot be written to. What the two need beyond that they inherit as open
-//! descriptors, or as their working folder.
+//! their files, their mount namespace has empty read-only directories. What the two need beyond that they inherit as
+//! open descriptors, or as their working directory.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -13,27 +13,27 @@ use nix::sched::{CloneFlags, unshare};
 /// Emptied for every VM; a host's store is added to these.
 pub const HIDDEN: [&str; 10] = ["/boot", "/home", "/media", "/mnt", "/opt", "/root", "/run", "/srv", "/tmp", "/var"];
 
-/// Does `start` where it sees neither `folders` nor [`HIDDEN`], working in `folder`, and so does the program that
-/// it starts; here where the kernel offers no such view.
+/// Runs `start` in a mount namespace in which `hidden` and [`HIDDEN`] are empty, with `directory` as working directory;
+/// the program that it starts inherits both. Where the kernel offers no mount namespaces, only the latter.
 ///
-/// View and working folder are one thread's: it is made for this and ends with it.
+/// Both belong to a thread, which is made for this and ends with it.
 ///
 /// # Errors
-/// What the system says to either, or to `start`.
+/// What the system answers to either, or to `start`.
 pub fn start_within<T: Send>(
-    folders: &[PathBuf],
-    folder: Option<&Path>,
+    hidden: &[PathBuf],
+    directory: Option<&Path>,
     start: impl FnOnce() -> io::Result<T> + Send,
 ) -> io::Result<T> {
     let inside = || {
-        // Beside a view of its own the first gives the thread a working folder of its own.
+        // CLONE_NEWNS implies CLONE_FS: a working directory of the thread's own.
         let flags = if offered() { CloneFlags::CLONE_NEWNS } else { CloneFlags::CLONE_FS };
         unshare(flags)?;
-        if let Some(folder) = folder {
-            rustix::process::chdir(folder)?;
+        if let Some(directory) = directory {
+            rustix::process::chdir(directory)?;
         }
         if offered() {
-            empty(folders)?;
+            empty(hidden)?;
         }
         start()
     };
@@ -43,20 +43,20 @@ pub fn start_within<T: Send>(
     })
 }
 
-/// Empties `folders` and [`HIDDEN`] in this thread's view, which nobody else has.
-fn empty(folders: &[PathBuf]) -> nix::Result<()> {
+/// Empties `hidden` and [`HIDDEN`] in this thread's mount namespace, which nobody else shares.
+fn empty(hidden: &[PathBuf]) -> nix::Result<()> {
     let none = None::<&str>;
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)?;
     let flags = MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-    // First what may lie in another hidden folder, and would not be found any more.
-    let given = folders.iter().map(PathBuf::as_path).filter(|folder| folder.is_absolute());
-    for folder in given.chain(HIDDEN.map(Path::new)).filter(|folder| folder.is_dir()) {
-        mount(Some("hidden"), folder, Some("tmpfs"), flags, Some("mode=0555"))?;
+    // The caller's first: inside another hidden directory they could no longer be found.
+    let given = hidden.iter().map(PathBuf::as_path).filter(|directory| directory.is_absolute());
+    for directory in given.chain(HIDDEN.map(Path::new)).filter(|directory| directory.is_dir()) {
+        mount(Some("hidden"), directory, Some("tmpfs"), flags, Some("mode=0555"))?;
     }
     Ok(())
 }
 
-/// Whether this process may make mount namespaces. Found out once, by doing it.
+/// Whether this process may make mount namespaces. Determined once, by making one.
 pub fn offered() -> bool {
     static OFFERED: OnceLock<bool> = OnceLock::new();
     *OFFERED.get_or_init(|| {
@@ -69,7 +69,7 @@ pub fn offered() -> bool {
     })
 }
 
-/// Whether a process, by its folder in /proc, has a view of its own, and not this one's.
+/// Whether a process, given by its directory in /proc, is in another mount namespace than this process.
 pub fn is_private(process: &Path) -> bool {
     let namespace = |process: &Path| std::fs::read_link(process.join("ns/mnt")).ok();
     let theirs = namespace(process);

@@ -68,7 +68,7 @@ fn an_owner_permits_a_stale_protector_and_the_service_takes_it_once() {
     assert_eq!(signed["protector"], taken["protector"]);
     assert_eq!(signed["not_after"], taken["not_after"]);
     let why = desk.fails("hgs permit vm.permit --dir hgs", 6);
-    assert!(why.contains("taken before"), "{why}");
+    assert!(why.contains("used before"), "{why}");
     // Neither overwritten, nor signed by another owner, nor open-ended.
     desk.fails("protector permit-stale vm.protector --owner tenant --guardians keys --out vm.permit", 6);
     let why = desk.fails("protector permit-stale vm.protector --owner other --guardians keys --out other.permit", 4);

@@ -1,4 +1,9 @@
-//! Files that survive a crash: written beside, flushed, renamed, and the directory flushed too.
+//! Files that survive a crash: written under a temporary name, flushed and renamed, and the directory flushed too.
+//!
+//! The crates `host`, `recovery` and `drydock` keep their files through it. It knows the error kinds of
+//! `outcome` and nothing of what is in the files.
+
+#![warn(missing_docs)]
 
 mod json;
 
@@ -13,7 +18,7 @@ pub use json::{parse_json, read_json, read_optional, write_json, write_optional}
 /// The file is made 0600 in the open call itself.
 ///
 /// # Errors
-/// Whatever the file system answers; a partial temporary file is removed.
+/// Whatever the file system answers; the temporary file is removed.
 pub fn write_atomic(path: &Path, bytes: &[u8]) -> io::Result<()> {
     fault::write()?;
     let partial = partial_name(path);
@@ -53,7 +58,7 @@ pub fn sync_parent(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Makes a directory only its owner can enter; an existing one is left as it is.
+/// Makes a directory that only its owner can enter; an existing one is left as it is.
 ///
 /// # Errors
 /// Whatever the file system answers.
@@ -81,13 +86,13 @@ pub fn read_bounded(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Removes a file that holds a private key: its bytes are overwritten and flushed before the name goes.
+/// Removes a file that holds a private key: its bytes are overwritten and flushed before the name is removed.
 ///
-/// On a copy-on-write or log-structured file system the old blocks can outlive this; the key's certificate
-/// has a lifetime for that reason too.
+/// On a copy-on-write or log-structured file system the old blocks can outlive this; that is one reason why the
+/// key's certificate has a lifetime.
 ///
 /// # Errors
-/// Whatever the file system answers; a file that is already gone is fine.
+/// Whatever the file system answers; a file that no longer exists is fine.
 pub fn destroy_file(path: &Path) -> io::Result<()> {
     fault::write()?;
     let file = match OpenOptions::new().write(true).open(path) {

@@ -1,17 +1,22 @@
-//! A full or broken disk on demand, for the tests of what it leaves behind. In release builds there is nothing of it.
+//! A full or broken disk on demand, for tests of what a failed write leaves behind. Release builds contain none of it.
 //!
-//! The variable [`VARIABLE`] names a file. While that holds a number and an error's name, `3 ENOSPC`, each write counts
-//! it down; the one that comes to zero fails, and the file is gone. With `KILL` the process dies instead.
+//! The environment variable [`VARIABLE`] names a file. While that holds a number and an error's name, such as
+//! `3 ENOSPC`, each write counts it down; the write that reaches zero removes the file and fails. With `KILL` the process
+//! dies instead.
+//!
+//! Every crate that writes durable files calls [`write`] before each of its writes. This crate depends on none of them.
+
+#![warn(missing_docs)]
 
 use std::io;
 
-/// Names the file.
+/// The environment variable that names the file.
 pub const VARIABLE: &str = "DRYDOCK_FAULTS";
 
 /// Called before each write that something durable depends on.
 ///
 /// # Errors
-/// The error that was ordered, when it is this write's turn.
+/// The ordered error, when it is this write's turn.
 #[cfg(debug_assertions)]
 pub fn write() -> io::Result<()> {
     match std::env::var_os(VARIABLE) {

@@ -1,8 +1,8 @@
-//! The host's side of an RG disk: making the VHDX, reading it back, taking disks off it.
+//! The host's side of an RG disk: making the VHDX, reading it back, copying disks off it.
 //!
-//! A fresh VHDX is laid out directly (`vhdx.rs`), its data copied inside the kernel. From then on QEMU's tools are the
-//! VHDX engine: GPT, manifest, state and disks that come back are read through the NBD client in `nbd.rs`, a disk being
-//! hashed while it is copied.
+//! A fresh VHDX is laid out directly ([`image::vhdx`]), its data copied inside the kernel. From then on QEMU's tools are
+//! the VHDX engine: GPT, manifest, state and disks that come back are read through `qemu-nbd` ([`ServedImage`]), and a
+//! disk is hashed while it is copied.
 //!
 //! A file gets its final name when it is complete and durable. Until then it is `NAME.partial`, locked;
 //! a failed or cancelled run removes it, and the next run takes over what a crash left.
@@ -13,45 +13,22 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use crate::blocks::{Blocks, Slice};
-use crate::digest::{self, Digest};
+use image::blocks::{Blocks, Slice};
+use image::vhdx::{self, Writer};
+use image::{Cancel, Digest, Format, Progress, Range, ServedImage, Source, digest, extents};
+
 use crate::error::{Error, Result};
-use crate::extents;
 use crate::layout::{Layout, Partition};
 use crate::manifest::{self, Manifest, ManifestError};
-use crate::nbd::Nbd;
-use crate::progress::{Cancel, Progress};
-use crate::qemu::{self, Range, image_opts};
 use crate::state::{self, Bundle, StateError};
-use crate::vhdx::Writer;
 use partial::Partial;
 
-/// Copied before anybody is told or asked again.
+/// Bytes copied between two reports of progress and checks for cancellation.
 const PIECE: u64 = 16 << 20;
-/// The smallest hole that is looked for where data goes through memory.
+/// The smallest hole that is kept where data goes through memory.
 const GRAIN: usize = 64 << 10;
 
-/// Format of a disk image. Always told, never guessed from the contents.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Format {
-    /// The disk's bytes as they are.
-    Raw,
-    /// QEMU's format.
-    Qcow2,
-    /// Hyper-V's format.
-    Vhdx,
-}
-
-/// A disk image of the DVM on the host.
-#[derive(Clone, Debug)]
-pub struct Source {
-    /// The image file.
-    pub path: PathBuf,
-    /// Its format.
-    pub format: Format,
-}
-
-/// What an RG disk says, all checked: layout against manifest, bundle against manifest.
+/// What is on an RG disk, all checked: layout against manifest, bundle against manifest.
 pub struct Contents {
     /// Where the disks lie.
     pub layout: Layout,
@@ -61,16 +38,14 @@ pub struct Contents {
     pub bundle: Bundle,
 }
 
-/// The size in bytes of the disk that an image holds, read as what it is said to be: a raw disk's contents are its
-/// guest's, and may look like anything.
-pub fn disk_size(source: &Source) -> Result<u64> {
-    qemu::virtual_size(&source.path, source.format, &Cancel::new())
-}
-
 /// Makes the RG disk `target` with these disks on it.
 ///
 /// `sources` come in the order of the layout's disks and must have exactly their sizes. `target` must not
 /// exist. Progress counts the disks' bytes, holes included.
+///
+/// # Errors
+/// [`Error::Exists`], [`Error::SourceCount`], [`Error::Manifest`] and [`Error::State`] for inputs that do not agree,
+/// [`Error::Image`]. Nothing is left then.
 pub fn create(
     target: &Path,
     layout: &Layout,
@@ -86,13 +61,12 @@ pub fn create(
         return Err(Error::SourceCount { expected: layout.disks().len(), found: sources.len() });
     }
     for (source, disk) in sources.iter().zip(layout.disks()) {
-        let found = qemu::virtual_size(&source.path, source.format, cancel)?;
-        expect_size(&source.path, disk.size, found)?;
+        image::Error::expect_size(source.path(), disk.size, image::disk_size(source, cancel)?)?;
     }
 
     let partial = Partial::create(&target)?;
     let path = partial.path();
-    let mut vhdx = Writer::new(partial.file(), layout.total(), qemu::vhdx_block_size(layout.total()))
+    let mut vhdx = Writer::new(partial.file(), layout.total(), vhdx::block_size(layout.total()))
         .map_err(Error::io(path, "lay out"))?;
     write_head(&mut vhdx, path, layout, manifest, bundle)?;
     let total = layout.disks().iter().map(|disk| disk.size).sum();
@@ -108,12 +82,16 @@ pub fn create(
     partial.finish()
 }
 
-/// Removes what a killed [`create`] left beside `target`.
+/// Removes the partial file that a killed [`create`] left beside `target`.
+///
+/// # Errors
+/// [`Error::Image`] when the file system refuses.
 pub fn discard(target: &Path) -> Result<()> {
     partial::discard(&absolute(target)?)
 }
 
-/// Copies a disk onto its partition: what lies in the image as it is, inside the kernel; the rest as QEMU reads it.
+/// Copies a disk onto its partition: inside the kernel, where the image holds the bytes as they are; otherwise as QEMU
+/// reads them.
 fn copy_in(
     vhdx: &mut Writer<'_>,
     path: &Path,
@@ -122,7 +100,8 @@ fn copy_in(
     report: &dyn Fn(u64),
     cancel: &Cancel,
 ) -> Result<()> {
-    let file = File::open(&source.path).map_err(Error::io(&source.path, "open"))?;
+    let failed = || image::Error::io(path, "copy a disk into");
+    let file = File::open(source.path()).map_err(Error::io(source.path(), "open"))?;
     let mut reader = None;
     let mut buffer = Vec::new();
     extents::each(source, disk.size, cancel, &mut |extent| {
@@ -134,25 +113,25 @@ fn copy_in(
             match extent.offset {
                 Some(offset) => vhdx.copy_from(&file, offset + done, at, piece),
                 None => {
-                    let opts = image_opts(&source.path, source.format, None);
                     let reader = match &mut reader {
                         Some(reader) => reader,
-                        none => none.insert(Nbd::open(&opts, &source.path)?),
+                        none => none.insert(ServedImage::open(source, None)?),
                     };
                     copy_read(reader, &mut buffer, extent.start + done, vhdx, at, piece)
                 }
             }
-            .map_err(Error::io(path, "copy a disk into"))?;
+            .map_err(failed())?;
             done += piece;
             report(extent.start + done);
         }
         Ok(())
-    })
+    })?;
+    Ok(())
 }
 
 /// Copies through memory; a stretch of zeros stays a hole.
 fn copy_read(
-    reader: &mut Nbd,
+    reader: &mut ServedImage,
     buffer: &mut Vec<u8>,
     start: u64,
     vhdx: &mut Writer<'_>,
@@ -171,11 +150,14 @@ fn copy_read(
     Ok(())
 }
 
-/// Reads and checks GPT, manifest and sealed state of an RG disk that somebody else had in hand.
+/// Reads and checks GPT, manifest and sealed state of an RG disk that was in somebody else's hands.
 ///
-/// QEMU's lock refuses a VHDX that a VM still has open. [`Error::DirtyLog`] asks for [`replay_log`].
+/// QEMU's lock refuses a VHDX that a VM still has open. [`image::Error::DirtyLog`] asks for [`image::replay_log`].
+///
+/// # Errors
+/// [`Error::Layout`], [`Error::Manifest`], [`Error::State`], [`Error::Image`].
 pub fn read(path: &Path) -> Result<Contents> {
-    let mut vhdx = Nbd::open(&image_opts(path, Format::Vhdx, None), path)?;
+    let mut vhdx = ServedImage::open(&rg_disk(path), None)?;
     let (layout, manifest) = read_head(&mut vhdx, path)?;
     let bundle = {
         let mut part = slice(&mut vhdx, layout.state(), path)?;
@@ -185,15 +167,18 @@ pub fn read(path: &Path) -> Result<Contents> {
     Ok(Contents { layout, manifest, bundle })
 }
 
-/// Reads and checks GPT and manifest of an RG disk that a running VM has, through the NBD server of its QEMU.
+/// Reads and checks GPT and manifest of an RG disk that a running VM uses, through its QEMU's NBD server on `socket`.
+///
+/// # Errors
+/// Those of [`read`].
 pub fn peek(socket: &Path) -> Result<Manifest> {
-    let mut disk = Nbd::join(socket)?;
+    let mut disk = ServedImage::join(socket)?;
     let (_, manifest) = read_head(&mut disk, socket)?;
     disk.close()?;
     Ok(manifest)
 }
 
-fn read_head(disk: &mut Nbd, path: &Path) -> Result<(Layout, Manifest)> {
+fn read_head(disk: &mut ServedImage, path: &Path) -> Result<(Layout, Manifest)> {
     let layout = Layout::read(disk).map_err(Error::layout(path))?;
     let manifest = {
         let mut part = slice(disk, layout.manifest(), path)?;
@@ -203,15 +188,13 @@ fn read_head(disk: &mut Nbd, path: &Path) -> Result<(Layout, Manifest)> {
     Ok((layout, manifest))
 }
 
-/// Replays the log of a VHDX whose VM was killed. Refused by QEMU's lock while a VM has it open.
-pub fn replay_log(path: &Path) -> Result<()> {
-    qemu::replay_log(path, &Cancel::new())
-}
-
-/// Copies one disk off the RG disk into the new raw image `target`, holes kept, and gives its SHA-256: what was written
-/// is what was hashed, in one pass.
+/// Copies one disk off the RG disk into the new raw image `target`, keeping holes, and returns its SHA-256: what was
+/// written is what was hashed, in one pass.
 ///
-/// `expected` is the size that the caller knows the disk to have, from a source other than the RG disk.
+/// `expected` is the disk's size in bytes, which the caller knows from a source other than the RG disk.
+///
+/// # Errors
+/// [`Error::Exists`], [`Error::Image`]. Nothing is left then.
 pub fn extract_disk(
     path: &Path,
     disk: &Partition,
@@ -220,16 +203,16 @@ pub fn extract_disk(
     progress: &dyn Fn(Progress),
     cancel: &Cancel,
 ) -> Result<Digest> {
-    expect_size(path, expected, disk.size)?;
-    let mut blocks = Nbd::open(&image_opts(path, Format::Vhdx, Some(range(disk))), path)?;
-    expect_size(path, expected, blocks.size())?;
+    image::Error::expect_size(path, expected, disk.size)?;
+    let mut blocks = ServedImage::open(&rg_disk(path), Some(range(disk)))?;
+    image::Error::expect_size(path, expected, blocks.size())?;
     let partial = Partial::create(&absolute(target)?)?;
     let written = Error::io(partial.path(), "write");
     partial.file().set_len(expected).map_err(written)?;
     let digest =
         digest::of_blocks(&mut blocks, progress, cancel, &mut |at, bytes| write_data(partial.file(), at, bytes))
             .map_err(Error::io(path, "copy a disk off"))?
-            .ok_or(Error::Cancelled)?;
+            .ok_or(image::Error::Cancelled)?;
     partial.finish()?;
     Ok(digest)
 }
@@ -247,27 +230,20 @@ fn write_data(file: &File, mut at: u64, bytes: &[u8]) -> std::io::Result<()> {
 }
 
 /// SHA-256 over all bytes of one disk on the RG disk.
+///
+/// # Errors
+/// [`Error::Image`].
 pub fn digest_disk(path: &Path, disk: &Partition, progress: &dyn Fn(Progress), cancel: &Cancel) -> Result<Digest> {
-    let opts = image_opts(path, Format::Vhdx, Some(range(disk)));
-    let mut blocks = Nbd::open(&opts, path)?;
-    expect_size(path, disk.size, crate::blocks::Blocks::size(&blocks))?;
-    finish_digest(path, &mut blocks, progress, cancel)
+    let mut blocks = ServedImage::open(&rg_disk(path), Some(range(disk)))?;
+    image::Error::expect_size(path, disk.size, blocks.size())?;
+    Ok(image::digest_blocks(path, &mut blocks, progress, cancel)?)
 }
 
-/// SHA-256 over all bytes of the disk that an image holds.
-pub fn digest_image(source: &Source, progress: &dyn Fn(Progress), cancel: &Cancel) -> Result<Digest> {
-    let opts = image_opts(&source.path, source.format, None);
-    let mut blocks = Nbd::open(&opts, &source.path)?;
-    finish_digest(&source.path, &mut blocks, progress, cancel)
+fn rg_disk(path: &Path) -> Source {
+    Source::new(path, Format::Vhdx)
 }
 
-fn finish_digest(path: &Path, blocks: &mut Nbd, progress: &dyn Fn(Progress), cancel: &Cancel) -> Result<Digest> {
-    digest::of_blocks(blocks, progress, cancel, &mut |_, _| Ok(()))
-        .map_err(Error::io(path, "hash the disk"))?
-        .ok_or(Error::Cancelled)
-}
-
-/// What must agree before anything is written.
+/// Checks what must agree before anything is written.
 fn check_inputs(target: &Path, layout: &Layout, manifest: &Manifest, bundle: &Bundle) -> Result<()> {
     let failed = |source: ManifestError| Error::manifest(target)(source);
     manifest.validate().map_err(failed)?;
@@ -290,18 +266,11 @@ fn write_head(vhdx: &mut Writer<'_>, path: &Path, layout: &Layout, manifest: &Ma
 }
 
 fn slice<'a>(vhdx: &'a mut dyn Blocks, part: &Partition, path: &Path) -> Result<Slice<'a>> {
-    Slice::new(vhdx, part.offset, part.size).map_err(Error::io(path, "reach a partition"))
+    Slice::new(vhdx, part.offset, part.size).map_err(Error::io(path, "reach a partition of"))
 }
 
 fn range(part: &Partition) -> Range {
     Range { offset: part.offset, size: part.size }
-}
-
-fn expect_size(path: &Path, expected: u64, found: u64) -> Result<()> {
-    if expected != found {
-        return Err(Error::SizeMismatch { path: path.to_owned(), expected, found });
-    }
-    Ok(())
 }
 
 fn absolute(path: &Path) -> Result<PathBuf> {

@@ -1,10 +1,10 @@
 //! The garage's side of an RG disk: a block device with partitions.
 //!
-//! Nothing is copied in the garage: the nested VM uses the partition [`Device::disk_path`] as it stands.
+//! Nothing is copied in the garage: the nested VM uses the partition at [`Device::disk_path`] directly.
 //!
 //! The GPT is read from the whole disk, and everything else through the kernel's partition nodes, because
-//! the kernel caches a disk and its partitions apart: what the nested VM wrote to a partition may be stale
-//! when read through the whole disk. A plain file in place of the device has no nodes and is read by offset.
+//! the kernel caches a disk and its partitions separately: what the nested VM wrote to a partition may be
+//! stale when read through the whole disk. A plain file in place of the device has no nodes and is read by offset.
 
 mod places;
 
@@ -13,36 +13,38 @@ use std::io;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
+use image::blocks::{Blocks, FileBlocks, Slice};
+use image::{Cancel, Digest, Progress};
 pub use places::Places;
 use uuid::Uuid;
 
-use crate::blocks::{Blocks, FileBlocks, Slice};
-use crate::digest::{self, Digest};
 use crate::error::{Error, Result};
 use crate::layout::{Layout, Partition, overlay_serial};
 use crate::manifest::{self, Manifest};
-use crate::progress::{Cancel, Progress};
 use crate::state::{self, Bundle, StateError};
 
-/// Where the garage has disk `index` in overlay mode: attached by itself, under a serial number.
+/// Where the garage finds disk `index` in overlay mode: attached separately, under a serial number.
 pub fn overlay_path(places: &Places, recovery: Uuid, index: usize) -> PathBuf {
     places.by_id.join(format!("virtio-{}", overlay_serial(recovery, index)))
 }
 
-/// Refuses an overlay that is not there, or not of the size that the manifest says.
+/// Refuses an overlay that is missing, or not of the size in bytes that the manifest states.
+///
+/// # Errors
+/// [`Error::NotFound`], [`Error::Image`].
 pub fn check_overlay(path: &Path, size: u64) -> Result<()> {
     let blocks = match OpenOptions::new().read(true).open(path) {
         Ok(file) => FileBlocks::new(file).map_err(Error::io(path, "measure"))?,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(Error::NotFound { path: path.to_owned() }),
         Err(error) => return Err(Error::io(path, "open")(error)),
     };
-    if blocks.size() != size {
-        return Err(Error::SizeMismatch { path: path.to_owned(), expected: size, found: blocks.size() });
-    }
-    Ok(())
+    Ok(image::Error::expect_size(path, size, blocks.size())?)
 }
 
 /// Returns when everything that was written to the overlay at `path` is durable. The nested VM must be off.
+///
+/// # Errors
+/// [`Error::Image`].
 pub fn flush_overlay(path: &Path) -> Result<()> {
     fault::write()
         .and_then(|()| std::fs::File::options().write(true).open(path)?.sync_all())
@@ -59,7 +61,10 @@ pub struct Device {
 }
 
 impl Device {
-    /// Finds the one RG disk attached to this machine by its partitions' names.
+    /// Finds the one RG disk that is attached to this machine, by its partitions' names.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], [`Error::Ambiguous`], those of [`Device::open`].
     pub fn find(places: &Places) -> Result<Self> {
         let path = places.find_disk()?;
         let device = Self::open_in(&path, places)?;
@@ -68,6 +73,9 @@ impl Device {
     }
 
     /// Opens a given whole disk, or a plain file with the same contents.
+    ///
+    /// # Errors
+    /// [`Error::Layout`], [`Error::Image`].
     pub fn open(path: &Path) -> Result<Self> {
         Self::open_in(path, &Places::default())
     }
@@ -92,31 +100,46 @@ impl Device {
     }
 
     /// The block device of disk `index`, for the nested VM.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchDisk`].
     pub fn disk_path(&self, index: usize) -> Result<PathBuf> {
         let place = self.disk_place(index)?;
         self.nodes.as_ref().and_then(|nodes| nodes.get(place).cloned()).ok_or_else(|| self.no_such_disk(index))
     }
 
     /// The newest valid manifest, checked against the layout.
+    ///
+    /// # Errors
+    /// [`Error::Manifest`], [`Error::Image`].
     pub fn manifest(&self) -> Result<Manifest> {
         let manifest = self.with(MANIFEST, false, |part| manifest::read(part).map_err(Error::manifest(&self.path)))?;
         manifest.check_layout(&self.layout).map_err(Error::manifest(&self.path))?;
         Ok(manifest)
     }
 
-    /// The sealed state that the manifest in force names.
+    /// The sealed state that the active manifest names.
+    ///
+    /// # Errors
+    /// [`Error::State`], those of [`Device::manifest`].
     pub fn bundle(&self) -> Result<Bundle> {
         let expected = self.manifest()?.state_sha256;
         self.read_state(expected)
     }
 
-    /// Writes new sealed state beside the one in force; it counts once a manifest that names it is written.
+    /// Writes new sealed state beside the active one; it counts once a manifest that names it is written.
+    ///
+    /// # Errors
+    /// Those of [`Device::bundle`].
     pub fn write_state(&self, bundle: &Bundle) -> Result<Digest> {
-        let in_force = self.manifest()?.state_sha256;
-        self.with(STATE, true, |part| state::write(part, bundle, Some(in_force)).map_err(Error::state(&self.path)))
+        let active = self.manifest()?.state_sha256;
+        self.with(STATE, true, |part| state::write(part, bundle, Some(active)).map_err(Error::state(&self.path)))
     }
 
-    /// Puts a newer manifest in force. The state that it names must be on the disk already.
+    /// Makes a newer manifest the active one. The state that it names must be on the disk already.
+    ///
+    /// # Errors
+    /// Those of [`Device::bundle`].
     pub fn write_manifest(&self, next: &Manifest) -> Result<()> {
         next.validate().and_then(|()| next.check_layout(&self.layout)).map_err(Error::manifest(&self.path))?;
         self.read_state(next.state_sha256)?;
@@ -124,13 +147,12 @@ impl Device {
     }
 
     /// SHA-256 over all bytes of disk `index`. The nested VM must be off.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchDisk`], [`Error::Image`].
     pub fn digest_disk(&self, index: usize, progress: &dyn Fn(Progress), cancel: &Cancel) -> Result<Digest> {
         let place = self.disk_place(index)?;
-        self.with(place, false, |part| {
-            digest::of_blocks(part, progress, cancel, &mut |_, _| Ok(()))
-                .map_err(Error::io(&self.path, "hash a disk of"))?
-                .ok_or(Error::Cancelled)
-        })
+        self.with(place, false, |part| Ok(image::digest_blocks(&self.path, part, progress, cancel)?))
     }
 
     fn read_state(&self, expected: Digest) -> Result<Bundle> {
@@ -151,7 +173,7 @@ impl Device {
         Error::NoSuchDisk { path: self.path.clone(), index }
     }
 
-    /// Opens the partition at `place` for the time of `work`.
+    /// Opens the partition at `place` while `work` runs.
     fn with<T>(&self, place: usize, write: bool, work: impl FnOnce(&mut dyn Blocks) -> Result<T>) -> Result<T> {
         let part: &Partition = self.layout.partitions().nth(place).ok_or_else(|| self.no_such_disk(place))?;
         let node = self.nodes.as_ref().and_then(|nodes| nodes.get(place));
@@ -162,9 +184,7 @@ impl Device {
                 Slice::new(&mut blocks, part.offset, part.size).map_err(Error::io(path, "reach a partition of"))?;
             return work(&mut slice);
         }
-        if blocks.size() != part.size {
-            return Err(Error::SizeMismatch { path: path.clone(), expected: part.size, found: blocks.size() });
-        }
+        image::Error::expect_size(path, part.size, blocks.size())?;
         work(&mut blocks)
     }
 }

@@ -1,4 +1,4 @@
-//! What can go wrong with an RG disk, with the file it happened on.
+//! What can go wrong with an RG disk, with the file that it happened on.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -14,89 +14,81 @@ pub type Result<T> = std::result::Result<T, Error>;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    #[error("{}: cannot {op}", path.display())]
-    Io {
-        path: PathBuf,
-        op: &'static str,
-        #[source]
-        source: io::Error,
-    },
+    /// An image could not be read or written, whether or not it is an RG disk.
+    #[error(transparent)]
+    Image(#[from] image::Error),
+    /// The partition table is not that of an RG disk.
     #[error("{}: not a usable RG disk layout", path.display())]
     Layout {
+        /// The RG disk.
         path: PathBuf,
+        /// What is wrong.
         #[source]
         source: LayoutError,
     },
+    /// There is no valid manifest, or it does not agree with the partitions.
     #[error("{}: bad manifest", path.display())]
     Manifest {
+        /// The RG disk.
         path: PathBuf,
+        /// What is wrong.
         #[source]
         source: ManifestError,
     },
+    /// The sealed state is damaged, or another one than the manifest names.
     #[error("{}: bad sealed state", path.display())]
     State {
+        /// The RG disk.
         path: PathBuf,
+        /// What is wrong.
         #[source]
         source: StateError,
     },
-    #[error("`{tool}` is not installed: install the package qemu-utils")]
-    ToolMissing { tool: &'static str },
-    #[error("{}: `{tool}` could not {op} ({status}): {stderr}", path.display())]
-    Tool { tool: &'static str, op: &'static str, path: PathBuf, status: String, stderr: String },
-    #[error("{}: unexpected answer from `{tool}`: {what}", path.display())]
-    ToolAnswer { tool: &'static str, path: PathBuf, what: &'static str },
-    #[error(
-        "{}: the VHDX was not closed cleanly and its log must be replayed: make sure that no VM uses it, then replay the log",
-        path.display()
-    )]
-    DirtyLog { path: PathBuf },
-    #[error("{}: is {found} bytes long, expected {expected}", path.display())]
-    SizeMismatch { path: PathBuf, expected: u64, found: u64 },
+    /// The layout is for another number of disks.
     #[error("{found} source images given for {expected} disks")]
-    SourceCount { expected: usize, found: usize },
+    SourceCount {
+        /// Disks in the layout.
+        expected: usize,
+        /// Images that were given.
+        found: usize,
+    },
+    /// The RG disk carries fewer disks.
     #[error("there is no disk {index} on {}", path.display())]
-    NoSuchDisk { path: PathBuf, index: usize },
+    NoSuchDisk {
+        /// The RG disk.
+        path: PathBuf,
+        /// The disk that was asked for, from 0.
+        index: usize,
+    },
+    /// Nothing is overwritten.
     #[error("{}: exists already: remove it or choose another name", path.display())]
-    Exists { path: PathBuf },
-    #[error("{}: another process is using it: wait for it to end", path.display())]
-    Busy { path: PathBuf },
+    Exists {
+        /// The file.
+        path: PathBuf,
+    },
+    /// No RG disk, or not this part of it, is attached to this machine.
     #[error("no RG disk found: {} does not exist; is the disk attached?", path.display())]
-    NotFound { path: PathBuf },
+    NotFound {
+        /// Where it would be.
+        path: PathBuf,
+    },
+    /// Two attached disks claim a partition's name.
     #[error(
         "{} is not a partition of {}: detach all RG disks but one",
         link.display(), disk.display()
     )]
-    Ambiguous { link: PathBuf, disk: PathBuf },
-    #[error("cancelled")]
-    Cancelled,
+    Ambiguous {
+        /// udev's link with that name.
+        link: PathBuf,
+        /// The disk whose partition it should be.
+        disk: PathBuf,
+    },
 }
 
 impl Error {
-    /// A stable name for this kind of failure.
-    pub fn kind(&self) -> &'static str {
-        match self {
-            Self::Io { .. } => "io",
-            Self::Layout { .. } => "layout",
-            Self::Manifest { .. } => "manifest",
-            Self::State { .. } => "state",
-            Self::ToolMissing { .. } => "tool-missing",
-            Self::Tool { .. } => "tool",
-            Self::ToolAnswer { .. } => "tool-answer",
-            Self::DirtyLog { .. } => "dirty-log",
-            Self::SizeMismatch { .. } => "size-mismatch",
-            Self::SourceCount { .. } => "source-count",
-            Self::NoSuchDisk { .. } => "no-such-disk",
-            Self::Exists { .. } => "exists",
-            Self::Busy { .. } => "busy",
-            Self::NotFound { .. } => "not-found",
-            Self::Ambiguous { .. } => "ambiguous",
-            Self::Cancelled => "cancelled",
-        }
-    }
-
     pub(crate) fn io(path: &Path, op: &'static str) -> impl FnOnce(io::Error) -> Self + use<> {
-        let path = path.to_owned();
-        move |source| Self::Io { path, op, source }
+        let failed = image::Error::io(path, op);
+        move |source| Self::Image(failed(source))
     }
 
     pub(crate) fn layout(path: &Path) -> impl FnOnce(LayoutError) -> Self + use<> {

@@ -5,7 +5,7 @@
 //! │ GPT    │ dd-manifest  │ dd-state   │ dd-disk-0 │ … │ dd-disk-63 │     │ … backup GPT │
 //! ```
 //!
-//! In overlay mode the disks travel beside it, and it has no partitions for them.
+//! In overlay mode the disks are attached separately, and it has no partitions for them.
 //!
 //! Partitions start on 1 MiB; a disk's partition has exactly the disk's size, because the guest's own
 //! backup GPT must be found in its last sector. There is one valid encoding of a layout: the reader
@@ -18,9 +18,8 @@ use gpt::GptConfig;
 use gpt::disk::LogicalBlockSize;
 use gpt::mbr::ProtectiveMBR;
 use gpt::partition::Partition as GptEntry;
+use image::blocks::Blocks;
 use uuid::Uuid;
-
-use crate::blocks::Blocks;
 
 /// 1 MiB: the alignment of every partition and of the whole disk.
 pub const MIB: u64 = 1 << 20;
@@ -52,24 +51,61 @@ const TAIL: usize = 33 * 512;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum LayoutError {
+    /// More disks than [`MAX_DISKS`].
     #[error("{count} disks: an RG disk carries at most {MAX_DISKS}")]
-    DiskCount { count: usize },
+    DiskCount {
+        /// Disks that were to go onto it.
+        count: usize,
+    },
+    /// A disk of a size that no partition can have.
     #[error("disk {index} has {size} bytes: must be a multiple of 512, from 512 bytes to 64 TiB")]
-    DiskSize { index: usize, size: u64 },
+    DiskSize {
+        /// The disk, from 0.
+        index: usize,
+        /// Its size in bytes.
+        size: u64,
+    },
+    /// More than [`MAX_SIZE`] in all.
     #[error("the disks together are larger than a VHDX can be (64 TiB)")]
     TooLarge,
+    /// The disk has a size that no RG disk has.
     #[error("an RG disk of {size} bytes is impossible: whole MiB from 38 MiB to 64 TiB")]
-    TotalSize { size: u64 },
+    TotalSize {
+        /// Its size in bytes.
+        size: u64,
+    },
+    /// A GPT header differs from the one of an RG disk (UEFI 2.10 section 5.3.2).
     #[error("{header} GPT header: field `{field}` is not what an RG disk has")]
-    Header { header: &'static str, field: &'static str },
+    Header {
+        /// `primary` or `backup`.
+        header: &'static str,
+        /// The field.
+        field: &'static str,
+    },
+    /// The headers are right, and the rest is not a GPT.
     #[error("the GPT does not parse")]
     Gpt(#[source] gpt::GptError),
+    /// Too few or too many partitions.
     #[error("{count} partitions: an RG disk has 2 to 66")]
-    PartitionCount { count: usize },
+    PartitionCount {
+        /// Partitions in the GPT.
+        count: usize,
+    },
+    /// A partition that no RG disk has there.
     #[error("partition {number}: {fault}")]
-    Partition { number: usize, fault: PartitionFault },
+    Partition {
+        /// Its number, from 1.
+        number: usize,
+        /// What is wrong with it.
+        fault: PartitionFault,
+    },
+    /// A second encoding of a layout, which has only one.
     #[error("the GPT has bytes that no RG disk has (first difference at byte {offset})")]
-    NotCanonical { offset: u64 },
+    NotCanonical {
+        /// From the start of the disk.
+        offset: u64,
+    },
+    /// The device failed.
     #[error("the disk's GPT cannot be read or written")]
     Io(#[source] io::Error),
 }
@@ -140,7 +176,10 @@ pub fn overlay_serial(recovery: Uuid, index: usize) -> String {
 }
 
 impl Layout {
-    /// Lays out an RG disk for DVM disks of these sizes in bytes; none, where the disks travel beside it.
+    /// Lays out an RG disk for DVM disks of these sizes in bytes; for none in overlay mode.
+    ///
+    /// # Errors
+    /// [`LayoutError::DiskCount`], [`LayoutError::DiskSize`], [`LayoutError::TooLarge`].
     pub fn plan(sizes: &[u64]) -> Result<Self, LayoutError> {
         if sizes.len() > MAX_DISKS {
             return Err(LayoutError::DiskCount { count: sizes.len() });
@@ -175,17 +214,17 @@ impl Layout {
         self.total
     }
 
-    /// `dd-manifest`.
+    /// The partition `dd-manifest`.
     pub fn manifest(&self) -> &Partition {
         &self.manifest
     }
 
-    /// `dd-state`.
+    /// The partition `dd-state`.
     pub fn state(&self) -> &Partition {
         &self.state
     }
 
-    /// `dd-disk-0`… in order.
+    /// The partitions `dd-disk-0` and so on, in order.
     pub fn disks(&self) -> &[Partition] {
         &self.disks
     }
@@ -196,6 +235,9 @@ impl Layout {
     }
 
     /// Writes protective MBR and both GPTs, with fresh random identities.
+    ///
+    /// # Errors
+    /// [`LayoutError::TotalSize`] for a disk of another size, [`LayoutError::Io`].
     pub fn write(&self, blocks: &mut dyn Blocks) -> Result<(), LayoutError> {
         if blocks.size() != self.total {
             return Err(LayoutError::TotalSize { size: blocks.size() });
@@ -209,6 +251,9 @@ impl Layout {
     }
 
     /// Reads and checks the GPT of a disk that somebody else may have written.
+    ///
+    /// # Errors
+    /// Any [`LayoutError`]: the first difference from an RG disk.
     pub fn read(blocks: &mut dyn Blocks) -> Result<Self, LayoutError> {
         let size = blocks.size();
         if !size.is_multiple_of(MIB) || !(MIN_SIZE..=MAX_SIZE).contains(&size) {
@@ -303,7 +348,7 @@ impl Layout {
     }
 }
 
-/// Checks one entry by itself and against the one before; gives its first byte and the byte after it.
+/// Checks one entry by itself and against the one before; returns its first byte and the byte after it.
 fn check_entry(entry: &GptEntry, place: usize, free_from: u64, total: u64) -> Result<(u64, u64), PartitionFault> {
     let name = match place {
         0 => "dd-manifest".to_owned(),

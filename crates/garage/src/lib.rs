@@ -1,5 +1,8 @@
 //! The RG disk: the VHDX on which a damaged VM travels into the repair garage and back. In copy mode its disks are on
-//! it; in overlay mode they travel beside it, as overlays on the untouched originals.
+//! it; in overlay mode each is attached to the garage separately, as an overlay on the untouched original.
+//!
+//! The crate `recovery` decides what goes onto an RG disk and what is believed of it. The crate `image` reads and
+//! writes the VHDX itself.
 //!
 //! ```text
 //!  host, exporting        VHDX file                      VMRE                host, reinstating
@@ -12,31 +15,25 @@
 //! within fixed limits, and nothing else; a malformed byte is a typed error, never a panic.
 //!
 //! Key protectors, receipts and sealed state are opaque bytes here: this crate checks that they arrived as
-//! they were sent off (SHA-256), not what they mean. The digests guard against damage, not against an
-//! attacker, who can recompute them; against him stand the signatures and seals inside those bytes.
+//! they were sent (SHA-256), not what they mean. The digests guard against damage, not against an
+//! attacker, who can recompute them; the signatures and seals inside those bytes guard against that.
 //!
-//! All functions block. From async code call them in `tokio::task::spawn_blocking`; [`Cancel`] stops them.
+//! All functions block. From async code call them in `tokio::task::spawn_blocking`; [`image::Cancel`] stops them.
 
-pub mod blocks;
+#![warn(missing_docs)]
+
 pub mod container;
 pub mod device;
-pub mod digest;
 mod error;
-pub mod extents;
 pub mod layout;
 pub mod manifest;
-mod nbd;
-pub mod overlay;
-mod progress;
-mod qemu;
+#[cfg(test)]
+mod memory;
 pub mod state;
-pub mod vhdx;
 
-pub use container::{Contents, Format, Source};
+pub use container::Contents;
 pub use device::Device;
-pub use digest::Digest;
 pub use error::{Error, Result};
 pub use layout::{Layout, Partition};
 pub use manifest::{Direction, Disk, Manifest, Mode};
-pub use progress::{Cancel, Progress};
 pub use state::Bundle;

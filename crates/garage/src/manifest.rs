@@ -1,4 +1,4 @@
-//! What an RG disk says about itself: the manifest in `dd-manifest`.
+//! What an RG disk says about itself: the manifest in the partition `dd-manifest`.
 //!
 //! The partition holds two slots, A at 0 and B at 2 MiB. A slot is (little-endian)
 //!
@@ -12,15 +12,15 @@
 //! | 56 | length | body, JSON |
 //!
 //! A new manifest goes to the slot that does not hold the newest valid one, and is made durable; a torn
-//! write leaves the old one in force.
+//! write leaves the old one active.
 
 use std::io;
 
+use image::Digest;
+use image::blocks::Blocks;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::blocks::Blocks;
-use crate::digest::Digest;
 use crate::layout::{Layout, MAX_DISKS, MAX_SIZE, disk_name, overlay_serial};
 
 /// The version written, and the only one read.
@@ -47,22 +47,62 @@ const HEADER: usize = 56;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ManifestError {
+    /// Neither slot holds one.
     #[error("no valid manifest in either slot (A: {a}; B: {b}): the RG disk must be made again")]
-    NoneValid { a: SlotFault, b: SlotFault },
+    NoneValid {
+        /// Why slot A does not.
+        a: SlotFault,
+        /// Why slot B does not.
+        b: SlotFault,
+    },
+    /// Both slots hold one, and neither is newer.
     #[error("two different manifests have the same sequence {sequence}")]
-    Ambiguous { sequence: u64 },
+    Ambiguous {
+        /// The sequence of both.
+        sequence: u64,
+    },
+    /// The manifest to write is not newer than the active one.
     #[error("sequence {next} does not follow {newest}")]
-    Sequence { newest: u64, next: u64 },
+    Sequence {
+        /// The sequence of the active manifest.
+        newest: u64,
+        /// The sequence of the one to write.
+        next: u64,
+    },
+    /// A field breaks a rule of its own.
     #[error("field `{field}`: {rule}")]
-    Field { field: &'static str, rule: &'static str },
+    Field {
+        /// The field.
+        field: &'static str,
+        /// The rule.
+        rule: &'static str,
+    },
+    /// A disk is not the one in its partition.
     #[error("disk {index}: field `{field}` does not agree with the partitions")]
-    Disk { index: usize, field: &'static str },
+    Disk {
+        /// The disk, from 0.
+        index: usize,
+        /// The field that differs.
+        field: &'static str,
+    },
+    /// Disks and partitions differ in number.
     #[error("{manifest} disks, but {partitions} disk partitions")]
-    DiskCount { manifest: usize, partitions: usize },
+    DiskCount {
+        /// Disks in the manifest.
+        manifest: usize,
+        /// Partitions for disks.
+        partitions: usize,
+    },
+    /// The body is larger than [`MAX_BODY`].
     #[error("the manifest has {size} bytes, more than 1 MiB")]
-    TooLarge { size: usize },
+    TooLarge {
+        /// Its size in bytes.
+        size: usize,
+    },
+    /// It cannot be encoded.
     #[error("the manifest cannot be written as JSON")]
     Encode(#[source] serde_json::Error),
+    /// The device failed.
     #[error("the manifest cannot be read or written")]
     Io(#[source] io::Error),
 }
@@ -71,20 +111,28 @@ pub enum ManifestError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum SlotFault {
+    /// All zeros: never written.
     #[error("empty")]
     Empty,
+    /// It does not begin with `DDRGMAN1`.
     #[error("wrong magic")]
     Magic,
+    /// No body, or one larger than [`MAX_BODY`].
     #[error("length out of range")]
     Length,
+    /// The reserved field is not 0.
     #[error("reserved field set")]
     Reserved,
+    /// SHA-256 of header and body differs: a torn write, or damage.
     #[error("digest does not match")]
     Digest,
+    /// The body is not the JSON of a [`Manifest`].
     #[error("not a manifest of this version")]
     Body,
+    /// Header and body have different sequences.
     #[error("sequences disagree")]
     Sequence,
+    /// [`Manifest::validate`] refuses it.
     #[error("a field is out of range")]
     Field,
 }
@@ -105,7 +153,7 @@ pub enum Direction {
 pub enum Mode {
     /// On the RG disk, each in a partition.
     Copy,
-    /// Beside it: each attached to the garage by itself, as an overlay on the untouched original.
+    /// Each attached to the garage separately, as an overlay on the untouched original.
     Overlay,
 }
 
@@ -115,7 +163,7 @@ pub enum Mode {
 pub struct Disk {
     /// Position, from 0.
     pub index: u32,
-    /// Where it is: the partition's name, or the serial number of the overlay ([`overlay_serial`]).
+    /// Where the garage finds it: the partition's name, or the serial number of the overlay ([`overlay_serial`]).
     pub name: String,
     /// Exact size in bytes.
     pub size: u64,
@@ -152,7 +200,7 @@ pub struct Manifest {
     /// The key protector, opaque.
     #[serde(with = "base64_bytes")]
     pub protector: Vec<u8>,
-    /// Which bundle in `dd-state` is in force.
+    /// The digest of the active bundle in `dd-state`.
     pub state_sha256: Digest,
     /// The hand-back receipt, opaque.
     #[serde(with = "base64_option")]
@@ -161,6 +209,9 @@ pub struct Manifest {
 
 impl Manifest {
     /// Checks every field by itself.
+    ///
+    /// # Errors
+    /// [`ManifestError::Field`] or [`ManifestError::Disk`] for the first that breaks a rule.
     pub fn validate(&self) -> Result<(), ManifestError> {
         let rules = [
             (self.version == VERSION, "version", "must be 1"),
@@ -209,6 +260,9 @@ impl Manifest {
 
     /// Checks that the disks are those of the partitions, in number, order, name and exact size; or, in overlay
     /// mode, that there are no partitions for them.
+    ///
+    /// # Errors
+    /// [`ManifestError::DiskCount`], [`ManifestError::Disk`].
     pub fn check_layout(&self, layout: &Layout) -> Result<(), ManifestError> {
         let partitions = layout.disks();
         if self.mode == Mode::Overlay && partitions.is_empty() {
@@ -251,17 +305,26 @@ impl Manifest {
     }
 }
 
-/// Gives the newest valid manifest of a `dd-manifest` partition.
+/// Reads the newest valid manifest of a `dd-manifest` partition.
+///
+/// # Errors
+/// [`ManifestError::NoneValid`], [`ManifestError::Ambiguous`], [`ManifestError::Io`].
 pub fn read(partition: &mut dyn Blocks) -> Result<Manifest, ManifestError> {
     newest(partition).map(|(_, manifest)| manifest)
 }
 
 /// Writes the first manifest of a fresh partition.
+///
+/// # Errors
+/// Those of [`Manifest::validate`], [`ManifestError::TooLarge`], [`ManifestError::Io`].
 pub fn write_first(partition: &mut dyn Blocks, manifest: &Manifest) -> Result<(), ManifestError> {
     write_slot(partition, SLOTS[0], manifest)
 }
 
-/// Writes a newer manifest beside the one in force, and returns when it is durable.
+/// Writes a newer manifest beside the active one, and returns when it is durable.
+///
+/// # Errors
+/// [`ManifestError::Sequence`], those of [`read`] and [`write_first`].
 pub fn write_next(partition: &mut dyn Blocks, manifest: &Manifest) -> Result<(), ManifestError> {
     let (slot, current) = newest(partition)?;
     if manifest.sequence <= current.sequence {

@@ -5,7 +5,7 @@
 //! name, name, u32 length, contents. Nothing follows the last file.
 //!
 //! The partition holds two slots, A at 0 and B at 16 MiB: magic `DDRGSTA1`, u32 length of the bundle, u32
-//! reserved 0, bundle. The slot in force is the one whose bundle has the SHA-256 that the manifest names.
+//! reserved 0, bundle. The active slot is the one whose bundle has the SHA-256 that the manifest names.
 //! New state goes to the other slot and is made durable before the manifest flips to it.
 
 mod files;
@@ -14,14 +14,14 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
 
-use crate::blocks::Blocks;
-use crate::digest::Digest;
+use image::Digest;
+use image::blocks::Blocks;
 
 /// Most files in a bundle.
 pub const MAX_FILES: usize = 16;
 /// Most bytes in all files of a bundle together.
 pub const MAX_CONTENTS: usize = 15 << 20;
-/// Longest name of a file or folder in bytes.
+/// Longest name of a file or directory in bytes.
 pub const MAX_COMPONENT: usize = 64;
 
 const BUNDLE_MAGIC: &[u8; 8] = b"DDBUNDL1";
@@ -35,33 +35,68 @@ const MAX_BUNDLE: usize = MAX_CONTENTS + (16 << 10);
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StateError {
+    /// A field reaches past the end.
     #[error("the bundle is cut off or has an impossible length in `{field}`")]
-    Truncated { field: &'static str },
+    Truncated {
+        /// The field.
+        field: &'static str,
+    },
+    /// It does not begin with `DDBUNDL1`.
     #[error("the bundle's magic is wrong")]
     Magic,
+    /// No file, or more than [`MAX_FILES`].
     #[error("{count} files: a bundle has 1 to {MAX_FILES}")]
-    FileCount { count: usize },
+    FileCount {
+        /// Files that it has.
+        count: usize,
+    },
+    /// More than [`MAX_CONTENTS`].
     #[error("the files have more than {MAX_CONTENTS} bytes together")]
     TooLarge,
-    #[error("a file's name is not allowed: one folder at most, letters, digits, `.`, `_` and `-`")]
+    /// A name that could lead elsewhere, or is longer than [`MAX_COMPONENT`].
+    #[error("a file's name is not allowed: one directory at most, letters, digits, `.`, `_` and `-`")]
     Name,
+    /// Names that do not ascend.
     #[error("the files are not sorted, or one comes twice")]
     Order,
+    /// Bytes after the end.
     #[error("{} bytes follow the last file", count)]
-    Trailing { count: usize },
+    Trailing {
+        /// How many.
+        count: usize,
+    },
+    /// The active bundle is damaged or missing.
     #[error("no slot holds the bundle with SHA-256 {expected} that the manifest names")]
-    NotFound { expected: Digest },
-    #[error("the manifest to come names the bundle {named}, but {found} was given")]
-    Mismatch { named: Digest, found: Digest },
-    #[error("{}: neither a regular file nor a folder of such files", path.display())]
-    FileType { path: PathBuf },
+    NotFound {
+        /// Its digest, by the manifest.
+        expected: Digest,
+    },
+    /// Manifest and bundle of a new RG disk do not belong together.
+    #[error("the new manifest names the bundle {named}, but {found} was given")]
+    Mismatch {
+        /// The digest in the manifest.
+        named: Digest,
+        /// The digest of the bundle.
+        found: Digest,
+    },
+    /// A slot's directory holds something else than files, one level deep.
+    #[error("{}: neither a regular file nor a directory of such files", path.display())]
+    FileType {
+        /// What is neither.
+        path: PathBuf,
+    },
+    /// The system refused something while packing or unpacking.
     #[error("{}: cannot {op}", path.display())]
     File {
+        /// The file or directory.
         path: PathBuf,
+        /// What was tried: completes the sentence "cannot …".
         op: &'static str,
+        /// What the system answered.
         #[source]
         source: io::Error,
     },
+    /// The device failed.
     #[error("the state partition cannot be read or written")]
     Io(#[source] io::Error),
 }
@@ -73,7 +108,10 @@ pub struct Bundle {
 }
 
 impl Bundle {
-    /// Builds a bundle from named contents, `record.sealed` or `vtpm/tpm2-00.permall` style.
+    /// Builds a bundle from contents with names like `record.sealed` or `vtpm/tpm2-00.permall`.
+    ///
+    /// # Errors
+    /// [`StateError::Name`], [`StateError::Order`] for a name that comes twice, and those of the limits.
     pub fn from_files(files: impl IntoIterator<Item = (String, Vec<u8>)>) -> Result<Self, StateError> {
         let mut bundle = Self { files: BTreeMap::new() };
         for (name, contents) in files {
@@ -108,6 +146,9 @@ impl Bundle {
     }
 
     /// Reads a bundle that somebody else may have written.
+    ///
+    /// # Errors
+    /// Any of the format's: there is one encoding of a bundle.
     pub fn parse(bytes: &[u8]) -> Result<Self, StateError> {
         let mut rest = bytes;
         if take(&mut rest, 8, "magic")? != BUNDLE_MAGIC {
@@ -163,10 +204,10 @@ impl Bundle {
         if self.files.is_empty() {
             return Err(StateError::FileCount { count: 0 });
         }
-        // A name cannot be a file and a folder at once.
-        let folders = self.files.keys().filter_map(|name| name.split_once('/'));
-        for (folder, _) in folders {
-            if self.files.contains_key(folder) {
+        // A name cannot be a file and a directory at once.
+        let directories = self.files.keys().filter_map(|name| name.split_once('/'));
+        for (directory, _) in directories {
+            if self.files.contains_key(directory) {
                 return Err(StateError::Name);
             }
         }
@@ -200,7 +241,10 @@ fn take_u32(rest: &mut &[u8], field: &'static str) -> Result<usize, StateError> 
     usize::try_from(value).map_err(|_| StateError::Truncated { field })
 }
 
-/// Gives the bundle with this digest from a `dd-state` partition.
+/// Reads the bundle with this digest from a `dd-state` partition.
+///
+/// # Errors
+/// [`StateError::NotFound`], [`StateError::Io`], those of [`Bundle::parse`].
 pub fn read(partition: &mut dyn Blocks, expected: Digest) -> Result<Bundle, StateError> {
     match find_slot(partition, expected)? {
         Some((_, bytes)) => Bundle::parse(&bytes),
@@ -208,10 +252,13 @@ pub fn read(partition: &mut dyn Blocks, expected: Digest) -> Result<Bundle, Stat
     }
 }
 
-/// Writes a bundle beside the one with the digest `in_force` (if any), and returns when it is durable.
-pub fn write(partition: &mut dyn Blocks, bundle: &Bundle, in_force: Option<Digest>) -> Result<Digest, StateError> {
+/// Writes a bundle beside the one with the digest `active` (if any), and returns its digest when it is durable.
+///
+/// # Errors
+/// [`StateError::Io`].
+pub fn write(partition: &mut dyn Blocks, bundle: &Bundle, active: Option<Digest>) -> Result<Digest, StateError> {
     let bytes = bundle.to_bytes();
-    let used = match in_force {
+    let used = match active {
         Some(digest) => find_slot(partition, digest)?.map(|(slot, _)| slot),
         None => None,
     };

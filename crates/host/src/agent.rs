@@ -156,7 +156,7 @@ impl Agent {
             nested: spec.nested,
             switch: spec.nics.iter().map(|n| n.switch.clone()).collect(),
             mac: spec.nics.iter().map(|n| n.mac.clone()).collect(),
-            disks: spec.disks.iter().map(|d| d.path.display().to_string()).collect(),
+            disks: spec.disks.iter().map(|d| d.source.path().display().to_string()).collect(),
             generation: files.slot(),
             owner: owner.common_name().to_owned(),
             owner_fingerprint: owner.fingerprint(),

@@ -2,15 +2,16 @@
 
 use std::path::Path;
 
+use image::{Format, Source};
 use key_protector::Protector;
 use machine::record::SealedRecord;
-use machine::{DiskFormat, DiskSpec, Firmware, NicSpec, VmSpec};
+use machine::{DiskSpec, Firmware, NicSpec, VmSpec};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::agent::Agent;
 use crate::api::{CreateNic, CreateVm};
-use crate::image;
+use crate::disks;
 use crate::vm_lock::VmLock;
 use outcome::Events;
 use outcome::{Context, Error, Kind, Next, Result};
@@ -73,21 +74,15 @@ async fn create_in(
         firmware: Firmware::find().context(Kind::MissingTool, || "no OVMF firmware with Secure Boot".into())?,
     };
     for (index, source) in request.disks.iter().enumerate() {
-        let size = image::info(source).await?.virtual_size;
-        spec.disks.push(DiskSpec {
-            path: dir.path().join(format!("disk-{index}.qcow2")),
-            format: DiskFormat::Qcow2,
-            serial: format!("{}-{index}", &id.simple().to_string()[..12]),
-            size,
-            backing: None,
-            opaque: false,
-        });
+        let size = disks::info(source).await?.virtual_size;
+        let disk = Source::new(dir.path().join(format!("disk-{index}.qcow2")), Format::Qcow2);
+        spec.disks.push(DiskSpec::new(disk, format!("{}-{index}", &id.simple().to_string()[..12]), size));
     }
     spec.validate()
         .context(Kind::BadInput, || "the VM cannot be created like that".into())
         .or_next(|| "change that and run the command again; drydock vm create --help".into())?;
     for (source, disk) in request.disks.iter().zip(&spec.disks) {
-        image::import(source, &disk.path, events).await?;
+        disks::import(source, disk.source.path(), events).await?;
     }
     events.say("key-release", format!("asking for the key of {}", spec.name));
     let rolled = agent.keys().roll(protector).await?;

@@ -214,7 +214,7 @@ impl VmLock {
             && !live.running.has_disk(&disk.serial)
         {
             live.running.attach_disk(disk).await.context(Kind::Internal, || {
-                format!("QEMU did not attach {} to {}", disk.path.display(), self.dir.name())
+                format!("QEMU did not attach {} to {}", disk.source.path().display(), self.dir.name())
             })?;
         }
         Ok(())

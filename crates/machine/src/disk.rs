@@ -6,11 +6,12 @@
 use std::fs::{File, OpenOptions};
 use std::io::Read;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 
+use image::{Format, Source, Storage};
+
 use crate::error::{Error, Result};
-use crate::spec::{DiskFormat, DiskSpec};
+use crate::spec::DiskSpec;
 
 /// A disk whose image was checked and is open, like the one under it. QEMU gets these descriptors and can open no file
 /// of the store itself, so it uses exactly what was checked.
@@ -24,8 +25,8 @@ pub struct CheckedDisk {
 /// An open image.
 #[derive(Debug)]
 pub(crate) struct Image {
-    pub(crate) format: DiskFormat,
-    pub(crate) block_device: bool,
+    pub(crate) format: Format,
+    pub(crate) storage: Storage,
     pub(crate) writable: bool,
     pub(crate) file: File,
 }
@@ -46,29 +47,27 @@ pub(crate) fn check_own(spec: &DiskSpec) -> Result<CheckedDisk> {
 
 fn check_images(spec: &DiskSpec, own: bool) -> Result<CheckedDisk> {
     spec.validate()?;
-    let image = Image::open(&spec.path, spec.format, true)?;
+    let image = Image::open(&spec.source, true)?;
     let backing = match &spec.backing {
         None => None,
-        Some(below) => Some(Image::open(&below.path, below.format, own)?),
+        Some(below) => Some(Image::open(below, own)?),
     };
     Ok(CheckedDisk { spec: spec.clone(), image, backing })
 }
 
 impl Image {
-    fn open(path: &Path, format: DiskFormat, writable: bool) -> Result<Self> {
+    fn open(source: &Source, writable: bool) -> Result<Self> {
+        let (path, format) = (source.path(), source.format());
         let bad = |reason| Error::DiskImage { path: path.to_owned(), reason };
         let mut file = open(path, writable)?;
         let kind = file.metadata().map_err(Error::io("inspect", path))?.file_type();
-        let block_device = kind.is_block_device();
-        if !block_device && !kind.is_file() {
-            return Err(bad("is neither a file nor a block device"));
-        }
-        if format == DiskFormat::Qcow2 {
+        let storage = Storage::of(kind).ok_or_else(|| bad("is neither a file nor a block device"))?;
+        if format == Format::Qcow2 {
             let mut header = Vec::new();
             file.by_ref().take(80).read_to_end(&mut header).map_err(Error::io("read", path))?;
             check_qcow2(&header).map_err(bad)?;
         }
-        Ok(Self { format, block_device, writable, file })
+        Ok(Self { format, storage, writable, file })
     }
 }
 

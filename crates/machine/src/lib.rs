@@ -41,4 +41,4 @@ pub use engine::{
 };
 pub use error::{Error, LuksFault, RecordField, Result};
 pub use sealed::{OpenSlot, luks, record, slot};
-pub use spec::{Backing, ConsoleProfile, DiskFormat, DiskSpec, Firmware, NicSpec, Policy, VmSpec};
+pub use spec::{ConsoleProfile, DiskSpec, Firmware, NicSpec, Policy, VmSpec};

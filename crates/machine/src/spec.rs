@@ -4,6 +4,7 @@
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
+use image::{Format, Source};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -86,59 +87,51 @@ pub struct VmSpec {
     pub firmware: Firmware,
 }
 
-/// A disk's image format.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum DiskFormat {
-    /// The disk's bytes, without a header.
-    Raw,
-    /// QEMU's format, for images and overlays.
-    Qcow2,
-    /// Hyper-V's format.
-    Vhdx,
-}
-
-impl DiskFormat {
-    /// QEMU's name for it.
-    pub fn driver(self) -> &'static str {
-        match self {
-            Self::Raw => "raw",
-            Self::Qcow2 => "qcow2",
-            Self::Vhdx => "vhdx",
-        }
-    }
-}
-
-/// A disk: an image file and how the guest sees it.
+/// A disk: an image and how the guest sees it. In JSON the image's `path` and `format` are fields of the disk.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(from = "DiskFields", into = "DiskFields")]
 pub struct DiskSpec {
-    /// Absolute.
-    pub path: PathBuf,
-    /// How the image is stored; always stated, never detected.
-    pub format: DiskFormat,
+    /// The image, by an absolute path.
+    pub source: Source,
     /// `[A-Za-z0-9-]{1,36}`. A guest sees the first [`DiskSpec::SERIAL_SEEN`] characters.
     pub serial: String,
     /// Size that the guest sees, in bytes.
     pub size: u64,
-    /// The image that is read where `path`, an overlay, holds nothing. The overlay's own header names no file.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub backing: Option<Backing>,
+    /// The image that is read where `source`, an overlay, holds nothing. It is only read, until the overlay is merged
+    /// into it. The overlay's own header names no file.
+    pub backing: Option<Source>,
     /// The guest finds no partitions on it: the disk has blocks of [`DiskSpec::OPAQUE_BLOCK`] bytes, among which a GPT
     /// for blocks of 512 bytes is not recognized. For a disk that carries another machine's partitions, including their
     /// names.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub opaque: bool,
 }
 
-/// The image under an overlay. It is only read, until the overlay is merged into it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// A [`DiskSpec`] as `vm.json` has it. Serde cannot both flatten a field and refuse unknown ones.
+#[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Backing {
-    /// Absolute.
-    pub path: PathBuf,
-    /// How the image is stored.
-    pub format: DiskFormat,
+struct DiskFields {
+    path: PathBuf,
+    format: Format,
+    serial: String,
+    size: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    backing: Option<Source>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    opaque: bool,
+}
+
+impl From<DiskFields> for DiskSpec {
+    fn from(fields: DiskFields) -> Self {
+        let DiskFields { path, format, serial, size, backing, opaque } = fields;
+        Self { source: Source::new(path, format), serial, size, backing, opaque }
+    }
+}
+
+impl From<DiskSpec> for DiskFields {
+    fn from(disk: DiskSpec) -> Self {
+        let DiskSpec { source, serial, size, backing, opaque } = disk;
+        Self { path: source.path().to_owned(), format: source.format(), serial, size, backing, opaque }
+    }
 }
 
 impl DiskSpec {
@@ -146,6 +139,18 @@ impl DiskSpec {
     pub const SERIAL_SEEN: usize = 20;
     /// Bytes in a block of an opaque disk.
     pub const OPAQUE_BLOCK: u64 = 4096;
+
+    /// A disk of `size` bytes on an image of its own.
+    #[must_use]
+    pub fn new(source: Source, serial: impl Into<String>, size: u64) -> Self {
+        Self { source, serial: serial.into(), size, backing: None, opaque: false }
+    }
+
+    /// The same disk with its image as an overlay on `backing`.
+    #[must_use]
+    pub fn over(self, backing: Source) -> Self {
+        Self { backing: Some(backing), ..self }
+    }
 }
 
 /// A network card on a bridge.
@@ -252,10 +257,10 @@ impl DiskSpec {
     /// # Errors
     /// [`Error::Spec`] with the first field that breaks one.
     pub fn validate(&self) -> Result<()> {
-        check_path("disk path", &self.path)?;
+        check_path("disk path", self.source.path())?;
         if let Some(backing) = &self.backing {
-            check_path("disk backing", &backing.path)?;
-            if self.format != DiskFormat::Qcow2 {
+            check_path("disk backing", backing.path())?;
+            if self.source.format() != Format::Qcow2 {
                 return refuse("disk backing", "is for an overlay, which must be qcow2");
             }
         }
@@ -358,21 +363,37 @@ mod tests {
             nested: false,
             policy: Policy::Shielded,
             console_profile: ConsoleProfile::default(),
-            disks: vec![DiskSpec {
-                path: "/vm/a.qcow2".into(),
-                format: DiskFormat::Qcow2,
-                serial: "root".into(),
-                size: 1 << 30,
-                backing: None,
-                opaque: false,
-            }],
+            disks: vec![DiskSpec::new(Source::new("/vm/a.qcow2", Format::Qcow2), "root", 1 << 30)],
             nics: vec![NicSpec { switch: "br0".into(), mac: "52:54:00:00:00:01".into() }],
             firmware: Firmware { code: "/fw/code".into(), vars_template: "/fw/vars".into() },
         }
     }
 
-    fn backing(path: &str) -> Backing {
-        Backing { path: path.into(), format: DiskFormat::Raw }
+    fn raw(path: &str) -> Source {
+        Source::new(path, Format::Raw)
+    }
+
+    /// As a store has it that an earlier release wrote, and as this one writes it.
+    #[test]
+    fn disks_in_vm_json_stay_as_they_are() {
+        let plain = r#"{"path":"/vm/a.qcow2","format":"qcow2","serial":"root","size":1073741824}"#;
+        let overlay = r#"{"path":"/vm/o.qcow2","format":"qcow2","serial":"dd-0","size":4096,"backing":{"path":"/vm/b","format":"vhdx"},"opaque":true}"#;
+        let disk = DiskSpec::new(Source::new("/vm/a.qcow2", Format::Qcow2), "root", 1 << 30);
+        let mut over = DiskSpec::new(Source::new("/vm/o.qcow2", Format::Qcow2), "dd-0", 4096)
+            .over(Source::new("/vm/b", Format::Vhdx));
+        over.opaque = true;
+        for (text, disk) in [(plain, disk), (overlay, over)] {
+            assert_eq!(serde_json::from_str::<DiskSpec>(text).unwrap(), disk);
+            assert_eq!(serde_json::to_string(&disk).unwrap(), text);
+        }
+        for (from, to) in [("\"serial\"", "\"bus\""), ("{\"path\"", "{\"x\":1,\"path\""), ("vhdx", "vmdk")] {
+            assert!(serde_json::from_str::<DiskSpec>(&overlay.replace(from, to)).is_err(), "{to}");
+        }
+        let vm = r#"{"id":"00000000-0000-0000-0000-000000000007","name":"db-1","memory_mib":512,"vcpus":1,
+            "nested":false,"policy":"shielded","disks":[{"path":"/vm/a.qcow2","format":"qcow2","serial":"root",
+            "size":1073741824}],"nics":[{"switch":"br0","mac":"52:54:00:00:00:01"}],
+            "firmware":{"code":"/fw/code","vars_template":"/fw/vars"}}"#;
+        assert_eq!(serde_json::from_str::<VmSpec>(vm).unwrap(), spec());
     }
 
     #[test]
@@ -429,17 +450,17 @@ mod tests {
             ("disk size", |s| s.disks[0].size = 0),
             ("disk size", |s| s.disks[0].size = 513),
             ("disk size", |s| s.disks[0].size = u64::MAX),
-            ("disk path", |s| s.disks[0].path = "nbd:host".into()),
-            ("disk backing", |s| s.disks[0].backing = Some(backing("nbd:host"))),
+            ("disk path", |s| s.disks[0].source = raw("nbd:host")),
+            ("disk backing", |s| s.disks[0].backing = Some(raw("nbd:host"))),
             ("disk backing", |s| {
-                s.disks[0].backing = Some(backing("/vm/base.raw"));
-                s.disks[0].format = DiskFormat::Raw;
+                s.disks[0].backing = Some(raw("/vm/base.raw"));
+                s.disks[0].source = raw("/vm/a.raw");
             }),
             ("disk size", |s| {
                 s.disks[0].opaque = true;
                 s.disks[0].size += 512;
             }),
-            ("disk path", |s| s.disks[0].path = "/a\nb".into()),
+            ("disk path", |s| s.disks[0].source = raw("/a\nb")),
             ("switch", |s| s.nics[0].switch = "../../etc".into()),
             ("switch", |s| s.nics[0].switch = "a".repeat(16)),
             ("switch", |s| s.nics[0].switch = "br0,x".into()),

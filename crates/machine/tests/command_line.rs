@@ -7,7 +7,7 @@ use common::{Sandbox, verdict};
 use machine::accel::{Accel, Verdict};
 use machine::engine::argv::{self, Fds, VmArgs};
 use machine::engine::chardevs;
-use machine::{Backing, ConsoleProfile, Error, HOT_PORTS, NicSpec, Policy, VmSpec, disk};
+use machine::{ConsoleProfile, Error, HOT_PORTS, NicSpec, Policy, VmSpec, disk};
 
 const FDS: Fds = Fds { qmp: 3, tpm: 4, vars_key: 5, console: None, vars: 7, first_image: 8 };
 
@@ -133,7 +133,7 @@ fn images_are_descriptors_and_no_path_is_told() {
     let sandbox = Sandbox::new();
     let mut spec = sandbox.spec(Policy::Shielded);
     let below = sandbox.disk("below");
-    spec.disks[0].backing = Some(Backing { path: below.path, format: below.format });
+    spec.disks[0].backing = Some(below.source);
     spec.disks.push(sandbox.disk("second"));
     let args = argv(&spec, &verdict(Accel::Tcg), FDS).unwrap();
     let sets: Vec<_> = args.iter().zip(&args[1..]).filter(|(a, _)| *a == "-add-fd").map(|(_, v)| v.as_str()).collect();

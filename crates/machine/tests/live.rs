@@ -7,11 +7,12 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use common::{Sandbox, contains, verdict};
+use image::{Format, Source};
 use key_protector::TransportKey;
 use machine::accel::Accel;
 use machine::record::SealedRecord;
 use machine::{
-    ConsoleProfile, DiskFormat, Error, Policy, RecordField, RunningVm, StartOptions, VmSpec, find_qemu, find_qemu_with,
+    ConsoleProfile, Error, Policy, RecordField, RunningVm, StartOptions, VmSpec, find_qemu, find_qemu_with,
     slot as state,
 };
 use tokio::io::AsyncReadExt;
@@ -84,7 +85,7 @@ async fn a_shielded_vm_runs_takes_a_disk_gives_it_back_and_ends() {
     running.detach_disk("garage").await.unwrap();
     assert!(!running.has_disk("garage"));
     // The image is closed: another QEMU may open it.
-    common::qemu_img(&["check", "-q", disk.path.to_str().unwrap()]);
+    common::qemu_img(&["check", "-q", disk.source.path().to_str().unwrap()]);
     running.attach_disk(&disk).await.unwrap();
     running.detach_disk("garage").await.unwrap();
 
@@ -268,7 +269,7 @@ async fn what_was_not_sealed_does_not_start() {
 async fn an_image_that_names_another_file_is_refused() {
     let mut vm = Vm::new(Policy::Shielded).await;
     let overlay = vm.sandbox.path("overlay.qcow2");
-    let below = vm.spec.disks[0].path.clone();
+    let below = vm.spec.disks[0].source.path().to_owned();
     common::qemu_img(&[
         "create",
         "-q",
@@ -280,11 +281,10 @@ async fn an_image_that_names_another_file_is_refused() {
         below.to_str().unwrap(),
         overlay.to_str().unwrap(),
     ]);
-    vm.spec.disks[0].path = overlay;
+    vm.spec.disks[0].source = Source::new(overlay, Format::Qcow2);
     let error = vm.start(false).await.err().unwrap();
     assert!(matches!(error, Error::DiskImage { .. }), "{error}");
-    vm.spec.disks[0].path = below;
-    vm.spec.disks[0].format = DiskFormat::Raw;
+    vm.spec.disks[0].source = Source::new(below, Format::Raw);
     let running = vm.start(false).await.unwrap();
     let exit = running.shutdown(Duration::from_millis(1)).await;
     assert!(matches!(exit, Err(Error::Deadline { .. })));

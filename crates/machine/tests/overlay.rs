@@ -4,11 +4,12 @@
 mod common;
 
 use common::{Sandbox, verdict};
+use image::{Format, Source};
 use key_protector::TransportKey;
 use machine::accel::Accel;
 use machine::record::SealedRecord;
 use machine::slot as state;
-use machine::{Backing, DiskFormat, Error, Policy, RunningVm, StartOptions};
+use machine::{Error, Policy, RunningVm, StartOptions};
 
 fn write(image: &str, format: &str, pattern: &str, at: &str, length: &str) {
     let command = format!("write -P {pattern} {at} {length}");
@@ -27,16 +28,16 @@ fn holds(image: &str, format: &str, pattern: &str, at: &str, length: &str) -> bo
 
 #[tokio::test]
 async fn an_overlay_is_merged_into_every_format_while_the_vm_runs() {
-    for format in [DiskFormat::Raw, DiskFormat::Qcow2, DiskFormat::Vhdx] {
+    for format in [Format::Raw, Format::Qcow2, Format::Vhdx] {
         let sandbox = Sandbox::new();
         let mut spec = sandbox.spec(Policy::Shielded);
-        let overlay = spec.disks[0].path.to_str().unwrap().to_owned();
+        let overlay = spec.disks[0].source.path().to_str().unwrap().to_owned();
         let base = sandbox.path("base");
         let (below, driver) = (base.to_str().unwrap(), format.driver());
         common::qemu_img(&["create", "-q", "-f", driver, below, "64M"]);
         write(below, driver, "1", "0", "2M");
         write(&overlay, "qcow2", "2", "1M", "64k");
-        spec.disks[0].backing = Some(Backing { path: base.clone(), format });
+        spec.disks[0].backing = Some(Source::new(&base, format));
         let before = std::fs::read(&base).unwrap();
 
         let (key, slot) = (TransportKey::generate(), sandbox.path("slot"));
@@ -82,8 +83,7 @@ async fn an_overlay_is_merged_into_every_format_while_the_vm_runs() {
         assert!(!holds(below, driver, "1", "0", "2M"));
         assert!(holds(below, driver, "1", "1088k", "960k"), "{driver}: more was written than the overlay held");
 
-        spec.disks[0].path = base;
-        spec.disks[0].format = format;
+        spec.disks[0].source = Source::new(base, format);
         spec.disks[0].backing = None;
         let running = RunningVm::start(&spec, &slot, &key, &record, options()).await.unwrap();
         let none = running.merge_overlay("root", |_, _| (), || Ok::<(), Error>(())).await.unwrap_err();
@@ -96,12 +96,12 @@ async fn an_overlay_is_merged_into_every_format_while_the_vm_runs() {
 async fn an_overlay_that_does_not_fit_is_kept_and_the_vm_goes_on() {
     let sandbox = Sandbox::new();
     let mut spec = sandbox.spec(Policy::Shielded);
-    let overlay = spec.disks[0].path.to_str().unwrap().to_owned();
+    let overlay = spec.disks[0].source.path().to_str().unwrap().to_owned();
     write(&overlay, "qcow2", "2", "0", "4M");
     let small = common::SmallFileSystem::new(&sandbox.path("small"), 1);
     let base = small.path().join("base.qcow2");
     common::qemu_img(&["create", "-q", "-f", "qcow2", base.to_str().unwrap(), "64M"]);
-    spec.disks[0].backing = Some(Backing { path: base, format: DiskFormat::Qcow2 });
+    spec.disks[0].backing = Some(Source::new(base, Format::Qcow2));
     let (key, slot) = (TransportKey::generate(), sandbox.path("slot"));
     let record = SealedRecord::new(&spec, 1);
     state::create(&slot, &key, &record, &"c".repeat(64), &spec.firmware).await.unwrap();
@@ -125,7 +125,7 @@ async fn under_an_attached_overlay_nothing_can_be_written() {
     let sandbox = Sandbox::new();
     let spec = sandbox.spec(Policy::Shielded);
     let (mut overlay, original) = (sandbox.disk("overlay"), sandbox.disk("original"));
-    overlay.backing = Some(Backing { path: original.path.clone(), format: original.format });
+    overlay.backing = Some(original.source.clone());
     let (key, slot) = (TransportKey::generate(), sandbox.path("slot"));
     let record = SealedRecord::new(&spec, 1);
     state::create(&slot, &key, &record, &"c".repeat(64), &spec.firmware).await.unwrap();
@@ -138,8 +138,8 @@ async fn under_an_attached_overlay_nothing_can_be_written() {
         let target = path.display().to_string();
         report.qemu.descriptors.iter().filter(|d| d.target == target).map(|d| d.writable).collect::<Vec<_>>()
     };
-    assert_eq!(writable(&original.path), [false]);
-    assert_eq!(writable(&overlay.path), [true]);
+    assert_eq!(writable(original.source.path()), [false]);
+    assert_eq!(writable(overlay.source.path()), [true]);
     assert!(report.holds.iter().all(|statement| statement.holds), "{:?}", report.holds);
     let merged = running.merge_overlay("overlay", |_, _| (), || Ok::<(), Error>(())).await.unwrap_err();
     assert!(matches!(merged, Error::DiskAttachment { .. }), "{merged}");

@@ -4,9 +4,10 @@
 use std::path::{Path, PathBuf};
 
 use garage::container;
-use garage::{Bundle, Cancel, Contents as RawContents, Direction, Manifest, Mode};
+use garage::{Bundle, Contents as RawContents, Direction, Manifest, Mode};
 use host::VmLock;
-use machine::{DiskFormat, DiskSpec, VmSpec};
+use image::{Cancel, Format, Source};
+use machine::{DiskSpec, VmSpec};
 use outcome::Events;
 use outcome::{Context, Error, Kind, Next, Result};
 use serde::{Deserialize, Serialize};
@@ -32,14 +33,7 @@ pub(crate) struct SlotSpec {
 
 /// The RG disk as a garage gets it.
 pub(crate) fn rg_disk(path: &Path, size: u64, recovery: Uuid) -> DiskSpec {
-    DiskSpec {
-        path: path.to_owned(),
-        format: DiskFormat::Vhdx,
-        serial: rg_serial(recovery),
-        size,
-        backing: None,
-        opaque: false,
-    }
+    DiskSpec::new(Source::new(path, Format::Vhdx), rg_serial(recovery), size)
 }
 
 /// The RG disk's serial number, by which it is found for detaching.
@@ -143,8 +137,8 @@ pub(crate) async fn read(path: &Path) -> Result<Contents> {
     blocking(move || {
         let raw = match container::read(&path) {
             // Its VM was killed; nobody uses it now, or QEMU's lock says so.
-            Err(garage::Error::DirtyLog { .. }) => {
-                container::replay_log(&path)?;
+            Err(garage::Error::Image(image::Error::DirtyLog { .. })) => {
+                image::replay_log(&path, &Cancel::new())?;
                 container::read(&path)?
             }
             other => other?,
@@ -168,7 +162,7 @@ pub(crate) async fn work<T: Send + 'static>(
     events: &Events,
     step: &'static str,
     message: String,
-    run: impl FnOnce(&dyn Fn(garage::Progress), &Cancel) -> garage::Result<T> + Send + 'static,
+    run: impl FnOnce(&dyn Fn(image::Progress), &Cancel) -> garage::Result<T> + Send + 'static,
 ) -> Result<T> {
     let events = events.clone();
     blocking(move || {
@@ -198,16 +192,17 @@ pub(crate) async fn blocking<T: Send + 'static>(run: impl FnOnce() -> garage::Re
 /// An error of the `garage` crate as one of this crate.
 pub(crate) fn lift(error: garage::Error) -> Error {
     use garage::Error as E;
+    use image::Error as I;
     let (kind, remedy) = match &error {
-        E::Io { .. } | E::Tool { .. } | E::ToolAnswer { .. } => (Kind::Internal, None),
-        E::ToolMissing { .. } => (Kind::MissingTool, None),
+        E::Image(I::Io { .. } | I::NotStarted { .. } | I::Tool { .. } | I::ToolAnswer { .. }) => (Kind::Internal, None),
+        E::Image(I::ToolMissing { .. }) => (Kind::MissingTool, None),
         E::Exists { .. } => (Kind::WrongState, Some("nothing is overwritten: move the file away")),
-        E::Busy { .. } => (Kind::Busy, Some("run the command again when that has ended")),
+        E::Image(I::Busy { .. }) => (Kind::Busy, Some("run the command again when that has ended")),
         E::NotFound { .. } => (
             Kind::NotFound,
             Some("have the fabric admin attach it: drydock recovery export VM --to THIS-GARAGE, on the host"),
         ),
-        E::Cancelled => (Kind::Interrupted, Some("run the command again to resume")),
+        E::Image(I::Cancelled) => (Kind::Interrupted, Some("run the command again to resume")),
         _ => (Kind::BadInput, Some(DAMAGED)),
     };
     let lifted = Error::of(kind, &error);

@@ -1,4 +1,4 @@
-//! A shell in place of the tools looks around, as a hostile image would have them do.
+//! A shell in place of the tools looks around, as a hostile image would make them do.
 #![allow(clippy::unwrap_used)]
 use super::*;
 use std::io::{BufRead, BufReader};
@@ -9,7 +9,7 @@ use rustix::event::Timespec;
 
 const SOMEBODY: u32 = 12345;
 
-/// A folder with an image of somebody's and a file beside it, both open to nobody else.
+/// A directory with an image and a file beside it, both of another user and closed to everybody else.
 fn images() -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     for name in ["image", "beside"] {
@@ -42,7 +42,7 @@ fn a_tool_reads_its_file_and_sees_no_other() {
     let output = shell(&[Shown::Read(&image)], &script);
     assert!(output.status.success(), "{output:?}");
     assert_eq!(output.stdout, b"image");
-    // Controls: it writes where it may, and sees what is shown to it.
+    // Controls: it can write where it may, and sees what is shown to it.
     let script = format!("echo x > {} && cat {}", image.display(), beside.display());
     let output = shell(&[Shown::Write(&image), Shown::Read(&beside)], &script);
     assert!(output.status.success() && output.stdout == b"beside", "{output:?}");
@@ -60,7 +60,7 @@ fn a_tool_finds_its_file_by_a_relative_name_and_through_links() {
     assert!(output.stdout.starts_with(b"[package]"), "{output:?}");
 }
 
-/// What the kernel says of it while it runs.
+/// What the kernel reports while it runs.
 #[test]
 fn a_tool_has_no_capability_no_network_and_nobody_to_signal() {
     let dir = images();
@@ -101,7 +101,7 @@ fn a_tool_has_no_capability_no_network_and_nobody_to_signal() {
     assert!(child.wait().is_ok());
 }
 
-/// The one that is killed is this test once more, in a process of its own.
+/// The agent that is killed is this test again, in a process of its own.
 #[test]
 fn a_tool_ends_with_the_agent_that_started_it() {
     const AGENT: &str = "DRYDOCK_TEST_AGENT";

@@ -1,4 +1,4 @@
-//! A file that gets its name when it is complete.
+//! A file that gets its final name when it is complete.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -28,11 +28,11 @@ impl Partial {
         // flock, because QEMU locks with fcntl: the two do not meet.
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
-            Err(rustix::io::Errno::WOULDBLOCK) => return Err(Error::Busy { path }),
+            Err(rustix::io::Errno::WOULDBLOCK) => return Err(image::Error::Busy { path }.into()),
             Err(errno) => return Err(Error::io(&path, "lock")(errno.into())),
         }
         let partial = Self { target: target.to_owned(), path, file };
-        fchmod(&partial.file, mode).map_err(|errno| Error::io(&partial.path, "protect")(errno.into()))?;
+        fchmod(&partial.file, mode).map_err(|errno| Error::io(&partial.path, "set the mode of")(errno.into()))?;
         partial.file.set_len(0).map_err(Error::io(&partial.path, "empty"))?;
         Ok(partial)
     }
@@ -47,14 +47,14 @@ impl Partial {
 
     /// Makes the file durable, then gives it its name, which must still be free.
     pub(super) fn finish(self) -> Result<()> {
-        fault::write().and_then(|()| self.file.sync_all()).map_err(Error::io(&self.path, "make durable"))?;
+        fault::write().and_then(|()| self.file.sync_all()).map_err(Error::io(&self.path, "flush"))?;
         renameat_with(CWD, &self.path, CWD, &self.target, RenameFlags::NOREPLACE).map_err(|errno| match errno {
             rustix::io::Errno::EXIST => Error::Exists { path: self.target.clone() },
             errno => Error::io(&self.target, "create")(errno.into()),
         })?;
         // Targets are absolute paths of files, so there is a parent.
         let parent = self.target.parent().unwrap_or(Path::new("/"));
-        File::open(parent).and_then(|parent| parent.sync_all()).map_err(Error::io(parent, "make durable"))
+        File::open(parent).and_then(|parent| parent.sync_all()).map_err(Error::io(parent, "flush"))
     }
 }
 

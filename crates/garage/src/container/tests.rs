@@ -31,7 +31,7 @@ fn image(dir: &Path, name: &str, convert: &[&str]) -> PathBuf {
     target
 }
 
-fn papers(disks: usize) -> (Layout, Manifest, Bundle) {
+fn contents(disks: usize) -> (Layout, Manifest, Bundle) {
     let layout = Layout::plan(&vec![SIZE; disks]).unwrap();
     let bundle = Bundle::from_files([("record.sealed".to_owned(), b"sealed".to_vec())]).unwrap();
     let disk = |index: u32| Disk {
@@ -68,11 +68,9 @@ fn every_format_arrives_whole_and_sparse() {
         ("c,compressed.qcow2", Format::Qcow2, &["-c", "-O", "qcow2"]),
         ("d.vhdx", Format::Vhdx, &["-O", "vhdx"]),
     ];
-    let sources: Vec<Source> = formats
-        .iter()
-        .map(|(name, format, args)| Source { path: image(dir.path(), name, args), format: *format })
-        .collect();
-    let (layout, manifest, bundle) = papers(sources.len());
+    let sources: Vec<Source> =
+        formats.iter().map(|(name, format, args)| Source::new(image(dir.path(), name, args), *format)).collect();
+    let (layout, manifest, bundle) = contents(sources.len());
     let target = dir.path().join("rg.vhdx");
     let reported = std::cell::Cell::new(0);
     let report = |progress: Progress| {
@@ -86,8 +84,8 @@ fn every_format_arrives_whole_and_sparse() {
     assert_eq!((found.manifest, found.layout.total()), (manifest, layout.total()));
     for (source, part) in sources.iter().zip(layout.disks()) {
         let there = digest_disk(&target, part, &|_| {}, &Cancel::new()).unwrap();
-        let here = digest_image(source, &|_| {}, &Cancel::new()).unwrap();
-        assert_eq!(there, here, "{}", source.path.display());
+        let here = image::digest_image(source, &|_| {}, &Cancel::new()).unwrap();
+        assert_eq!(there, here, "{}", source.path().display());
     }
     let allocated = std::fs::metadata(&target).unwrap().blocks() * 512;
     assert!(allocated < 40 * MIB, "{allocated} bytes for 20 MiB of data");
@@ -96,8 +94,8 @@ fn every_format_arrives_whole_and_sparse() {
 #[test]
 fn a_failure_leaves_nothing_behind() {
     let dir = tempfile::tempdir().unwrap();
-    let source = Source { path: image(dir.path(), "a.raw", &["-O", "raw"]), format: Format::Raw };
-    let (layout, manifest, bundle) = papers(1);
+    let source = Source::new(image(dir.path(), "a.raw", &["-O", "raw"]), Format::Raw);
+    let (layout, manifest, bundle) = contents(1);
     let target = dir.path().join("rg.vhdx");
     let nothing = || {
         let left = std::fs::read_dir(dir.path()).unwrap().flatten().map(|entry| entry.file_name());
@@ -107,11 +105,11 @@ fn a_failure_leaves_nothing_behind() {
     let stop = cancel.clone();
     let cancelled =
         create(&target, &layout, &manifest, &bundle, std::slice::from_ref(&source), &|_| stop.cancel(), &cancel);
-    assert!(matches!(cancelled, Err(Error::Cancelled)));
+    assert!(matches!(cancelled, Err(Error::Image(image::Error::Cancelled))));
     nothing();
-    let short = std::fs::OpenOptions::new().write(true).open(&source.path).unwrap();
+    let short = std::fs::OpenOptions::new().write(true).open(source.path()).unwrap();
     short.set_len(SIZE - 512).unwrap();
     let failed = create(&target, &layout, &manifest, &bundle, &[source], &|_| {}, &Cancel::new());
-    assert!(matches!(failed, Err(Error::SizeMismatch { .. })));
+    assert!(matches!(failed, Err(Error::Image(image::Error::SizeMismatch { .. }))));
     nothing();
 }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use crate::error::{Error, Result};
 use crate::layout::Layout;
 
-/// The folders in which the kernel and udev show block devices.
+/// The directories in which the kernel and udev show block devices.
 #[derive(Clone, Debug)]
 pub struct Places {
     /// Links from partition names to nodes, made by udev.
@@ -41,25 +41,25 @@ impl Places {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 return Err(Error::NotFound { path: link });
             }
-            Err(error) => return Err(Error::io(&link, "follow")(error)),
+            Err(error) => return Err(Error::io(&link, "follow the link")(error)),
         };
-        // sysfs keeps a partition's folder inside its disk's: …/block/vdb/vdb1.
+        // sysfs keeps a partition's directory inside its disk's: …/block/vdb/vdb1.
         let entry = self.sys_class_block.join(name(&node)?);
-        let folder = fs::canonicalize(&entry).map_err(Error::io(&entry, "follow"))?;
-        if !folder.join("partition").exists() {
+        let directory = fs::canonicalize(&entry).map_err(Error::io(&entry, "follow the link"))?;
+        if !directory.join("partition").exists() {
             return Err(Error::NotFound { path: link });
         }
-        let disk = folder.parent().ok_or(Error::NotFound { path: link })?;
+        let disk = directory.parent().ok_or(Error::NotFound { path: link })?;
         Ok(self.dev.join(name(disk)?))
     }
 
     /// The nodes of a disk's partitions, in the order of the layout.
     pub(super) fn partition_nodes(&self, disk: &Path, layout: &Layout) -> Result<Vec<PathBuf>> {
-        let disk = fs::canonicalize(disk).map_err(Error::io(disk, "follow"))?;
-        let folder = self.sys_class_block.join(name(&disk)?);
+        let disk = fs::canonicalize(disk).map_err(Error::io(disk, "follow the link"))?;
+        let directory = self.sys_class_block.join(name(&disk)?);
         let mut found = vec![None; layout.partitions().count()];
-        for entry in fs::read_dir(&folder).map_err(Error::io(&folder, "list"))? {
-            let entry = entry.map_err(Error::io(&folder, "list"))?;
+        for entry in fs::read_dir(&directory).map_err(Error::io(&directory, "list"))? {
+            let entry = entry.map_err(Error::io(&directory, "list"))?;
             // Only partitions have this file; it holds the number in the GPT, from 1.
             let Ok(number) = fs::read_to_string(entry.path().join("partition")) else {
                 continue;
@@ -76,12 +76,12 @@ impl Places {
             .collect()
     }
 
-    /// Refuses when a name belongs to another disk: two RG disks are attached, or somebody imitates one.
+    /// Refuses a name that belongs to another disk: two RG disks are attached, or another disk imitates one.
     pub(super) fn check_links(&self, disk: &Path, layout: &Layout) -> Result<()> {
         let nodes = self.partition_nodes(disk, layout)?;
         for (part, node) in layout.partitions().zip(nodes) {
             let link = self.by_partlabel.join(&part.name);
-            let target = fs::canonicalize(&link).map_err(Error::io(&link, "follow"))?;
+            let target = fs::canonicalize(&link).map_err(Error::io(&link, "follow the link"))?;
             if name(&target)? != name(&node)? {
                 return Err(Error::Ambiguous { link, disk: disk.to_owned() });
             }

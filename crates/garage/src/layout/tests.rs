@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::blocks::memory::Memory;
+use crate::memory::Memory;
 
 fn written(sizes: &[u64]) -> (Layout, Memory) {
     let layout = Layout::plan(sizes).unwrap();

@@ -3,8 +3,8 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::blocks::memory::Memory;
 use crate::layout::{MANIFEST_SIZE, MIB};
+use crate::memory::Memory;
 
 fn manifest(sequence: u64) -> Manifest {
     Manifest {

@@ -1,4 +1,4 @@
-//! A bundle from and to a folder.
+//! A bundle from and to a directory.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
@@ -14,19 +14,25 @@ use super::{Bundle, MAX_CONTENTS, MAX_FILES, StateError};
 const READ_FLAGS: OFlags = OFlags::RDONLY.union(OFlags::NOFOLLOW).union(OFlags::NONBLOCK).union(OFlags::CLOEXEC);
 
 impl Bundle {
-    /// Packs a sealed state slot: regular files and one level of folders, nothing else.
-    pub fn pack(folder: &Path) -> Result<Self, StateError> {
+    /// Packs a sealed state slot: regular files and one level of directories, nothing else.
+    ///
+    /// # Errors
+    /// [`StateError::FileType`], [`StateError::File`], those of [`Bundle::from_files`].
+    pub fn pack(directory: &Path) -> Result<Self, StateError> {
         let mut files = Vec::new();
-        pack_folder(CWD, folder, folder, "", &mut files)?;
+        pack_directory(CWD, directory, directory, "", &mut files)?;
         Self::from_files(files)
     }
 
-    /// Unpacks into a folder that must not exist yet. It appears complete and durable, or not at all.
+    /// Unpacks into a directory that must not exist yet. It appears complete and durable, or not at all.
     ///
-    /// Folders get mode 0700, files 0600.
-    pub fn unpack(&self, folder: &Path) -> Result<(), StateError> {
-        let failed = |op| move |source| file_error(folder, op, source);
-        let parent = match folder.parent() {
+    /// Directories get mode 0700, files 0600.
+    ///
+    /// # Errors
+    /// [`StateError::File`].
+    pub fn unpack(&self, directory: &Path) -> Result<(), StateError> {
+        let failed = |op| move |source| file_error(directory, op, source);
+        let parent = match directory.parent() {
             Some(parent) if !parent.as_os_str().is_empty() => parent,
             _ => Path::new("."),
         };
@@ -38,11 +44,11 @@ impl Bundle {
             .map_err(failed("create"))?;
         let root = File::open(fresh.path()).map_err(failed("open"))?;
         for (name, contents) in self.files() {
-            write_file(&root, name, contents).map_err(|source| file_error(&folder.join(name), "write", source))?;
+            write_file(&root, name, contents).map_err(|source| file_error(&directory.join(name), "write", source))?;
         }
         root.sync_all().map_err(failed("make durable"))?;
-        renameat_with(CWD, fresh.path(), CWD, folder, RenameFlags::NOREPLACE)
-            .map_err(|errno| file_error(folder, "create", errno.into()))?;
+        renameat_with(CWD, fresh.path(), CWD, directory, RenameFlags::NOREPLACE)
+            .map_err(|errno| file_error(directory, "create", errno.into()))?;
         // Renamed away: there is nothing left to remove.
         let _ = fresh.keep();
         fs::File::open(parent).and_then(|parent| parent.sync_all()).map_err(failed("make durable"))
@@ -54,7 +60,7 @@ fn file_error(path: &Path, op: &'static str, source: io::Error) -> StateError {
 }
 
 /// `prefix` is empty at the top and `name/` one level down.
-fn pack_folder(
+fn pack_directory(
     at: impl AsFd,
     name: &Path,
     shown: &Path,
@@ -62,26 +68,26 @@ fn pack_folder(
     files: &mut Vec<(String, Vec<u8>)>,
 ) -> Result<(), StateError> {
     let failed = |op| move |errno: rustix::io::Errno| file_error(shown, op, errno.into());
-    let folder = openat(at, name, READ_FLAGS | OFlags::DIRECTORY, Mode::empty()).map_err(failed("open"))?;
-    for entry in Dir::read_from(&folder).map_err(failed("list"))? {
+    let directory = openat(at, name, READ_FLAGS | OFlags::DIRECTORY, Mode::empty()).map_err(failed("open"))?;
+    for entry in Dir::read_from(&directory).map_err(failed("list"))? {
         let entry = entry.map_err(failed("list"))?;
         let name = entry.file_name().to_str().map_err(|_| StateError::Name)?;
         if name == "." || name == ".." {
             continue;
         }
         let path = shown.join(name);
-        let stat = statat(&folder, name, AtFlags::SYMLINK_NOFOLLOW)
+        let stat = statat(&directory, name, AtFlags::SYMLINK_NOFOLLOW)
             .map_err(|errno| file_error(&path, "inspect", errno.into()))?;
         match FileType::from_raw_mode(stat.st_mode) {
             FileType::Directory if prefix.is_empty() => {
-                pack_folder(&folder, Path::new(name), &path, &format!("{name}/"), files)?;
+                pack_directory(&directory, Path::new(name), &path, &format!("{name}/"), files)?;
             }
             FileType::RegularFile => {
                 if files.len() == MAX_FILES {
                     return Err(StateError::FileCount { count: MAX_FILES + 1 });
                 }
                 let used: usize = files.iter().map(|(_, contents)| contents.len()).sum();
-                let contents = read_file(&folder, name, &path, MAX_CONTENTS - used)?;
+                let contents = read_file(&directory, name, &path, MAX_CONTENTS - used)?;
                 files.push((format!("{prefix}{name}"), contents));
             }
             _ => return Err(StateError::FileType { path }),
@@ -90,9 +96,9 @@ fn pack_folder(
     Ok(())
 }
 
-fn read_file(folder: impl AsFd, name: &str, path: &Path, max: usize) -> Result<Vec<u8>, StateError> {
+fn read_file(directory: impl AsFd, name: &str, path: &Path, max: usize) -> Result<Vec<u8>, StateError> {
     let file =
-        openat(folder, name, READ_FLAGS, Mode::empty()).map_err(|errno| file_error(path, "open", errno.into()))?;
+        openat(directory, name, READ_FLAGS, Mode::empty()).map_err(|errno| file_error(path, "open", errno.into()))?;
     let stat = fstat(&file).map_err(|errno| file_error(path, "inspect", errno.into()))?;
     // Again, on the open file: the name may mean something else by now.
     if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
@@ -110,21 +116,21 @@ fn read_file(folder: impl AsFd, name: &str, path: &Path, max: usize) -> Result<V
 }
 
 fn write_file(root: &File, name: &str, contents: &[u8]) -> io::Result<()> {
-    let Some((folder, name)) = name.split_once('/') else {
+    let Some((directory, name)) = name.split_once('/') else {
         return write_into(root, name, contents);
     };
-    match mkdirat(root, folder, Mode::RWXU) {
+    match mkdirat(root, directory, Mode::RWXU) {
         Ok(()) | Err(rustix::io::Errno::EXIST) => {}
         Err(errno) => return Err(errno.into()),
     }
-    let folder: File = openat(root, folder, READ_FLAGS | OFlags::DIRECTORY, Mode::empty())?.into();
-    write_into(&folder, name, contents)?;
-    folder.sync_all()
+    let directory: File = openat(root, directory, READ_FLAGS | OFlags::DIRECTORY, Mode::empty())?.into();
+    write_into(&directory, name, contents)?;
+    directory.sync_all()
 }
 
-fn write_into(folder: &File, name: &str, contents: &[u8]) -> io::Result<()> {
+fn write_into(directory: &File, name: &str, contents: &[u8]) -> io::Result<()> {
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let mut file: File = openat(folder, name, flags, Mode::RUSR | Mode::WUSR)?.into();
+    let mut file: File = openat(directory, name, flags, Mode::RUSR | Mode::WUSR)?.into();
     fault::write()?;
     file.write_all(contents)?;
     file.sync_all()

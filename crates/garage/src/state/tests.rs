@@ -6,8 +6,8 @@ use std::os::unix::fs::{MetadataExt, symlink};
 use proptest::prelude::*;
 
 use super::*;
-use crate::blocks::memory::Memory;
 use crate::layout::STATE_SIZE;
+use crate::memory::Memory;
 
 fn bundle(text: &str) -> Bundle {
     Bundle::from_files([
@@ -127,24 +127,24 @@ fn there_is_one_encoding() {
 }
 
 #[test]
-fn a_torn_write_leaves_the_state_in_force() {
+fn a_torn_write_leaves_the_active_state() {
     let mut part = Memory::new(STATE_SIZE);
-    let mut in_force = write(&mut part, &bundle("0"), None).unwrap();
+    let mut active = write(&mut part, &bundle("0"), None).unwrap();
     for round in 1..4 {
         let next = bundle(&round.to_string());
         let full = SLOT_HEADER + next.to_bytes().len();
         for cut in (0..full).step_by(97).chain([full]) {
             let mut torn = part.clone();
             torn.cut_after(cut);
-            assert!(write(&mut torn, &next, Some(in_force)).is_err());
+            assert!(write(&mut torn, &next, Some(active)).is_err());
             torn.restore();
-            assert_eq!(read(&mut torn, in_force).unwrap().sha256(), in_force);
+            assert_eq!(read(&mut torn, active).unwrap().sha256(), active);
         }
-        let digest = write(&mut part, &next, Some(in_force)).unwrap();
+        let digest = write(&mut part, &next, Some(active)).unwrap();
         assert_eq!(digest, next.sha256());
-        assert!(read(&mut part, in_force).is_ok());
+        assert!(read(&mut part, active).is_ok());
         assert!(read(&mut part, digest).unwrap() == next);
-        in_force = digest;
+        active = digest;
     }
     let other = Digest::of(b"other");
     assert!(matches!(

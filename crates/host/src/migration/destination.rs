@@ -20,8 +20,8 @@ use super::channel::{self, Channel, unexpected};
 use super::messages::{Hello, Message, Purpose};
 use super::offer::{self, Offer};
 use crate::agent::Agent;
+use crate::disks;
 use crate::holder::in_the_name_of;
-use crate::image;
 use crate::start::{not_started, start_options};
 use crate::vm_dir::{Arrival, VmDir};
 use crate::vm_lock::{Live, VmLock};
@@ -277,7 +277,7 @@ impl Arriving {
         dir.remove()?;
         dir.set_arrival(&Arrival { vm_id: self.spec.id, generation: self.next()? })?;
         for disk in &self.spec.disks {
-            image::create(&disk.path, disk.size).await?;
+            disks::create(disk.source.path(), disk.size).await?;
         }
         let slot = dir.fresh_slot(self.next()?)?;
         self.record.generation = self.next()?;
@@ -331,9 +331,9 @@ impl Arriving {
     /// Flushes what was received for the disks.
     fn flush(&self) -> Result<()> {
         for disk in &self.spec.disks {
-            File::open(&disk.path)
+            File::open(disk.source.path())
                 .and_then(|file| file.sync_all())
-                .context(Kind::Internal, || format!("cannot flush {}", disk.path.display()))?;
+                .context(Kind::Internal, || format!("cannot flush {}", disk.source.path().display()))?;
         }
         Ok(())
     }

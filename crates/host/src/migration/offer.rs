@@ -1,10 +1,11 @@
 //! What the source tells about a VM before it knows its peer: nothing that opens anything.
 
 use base64::prelude::{BASE64_STANDARD, Engine as _};
+use image::{Format, Source};
 use key_protector::{DerivedKey, Protector, Rolled};
 use machine::accel::{Accel, Verdict};
 use machine::record::{DiskIdentity, MAX_LEN, SealedRecord};
-use machine::{ConsoleProfile, DiskFormat, DiskSpec, Firmware, NicSpec, Policy, VmSpec};
+use machine::{ConsoleProfile, DiskSpec, Firmware, NicSpec, Policy, VmSpec};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use uuid::Uuid;
@@ -71,13 +72,9 @@ impl OfferedVm {
     /// # Errors
     /// `BadInput` for an invalid VM, `NotFound` for a bridge that this host does not have.
     pub(super) fn to_spec(&self, dir: &VmDir) -> Result<VmSpec> {
-        let disks = self.disks.iter().enumerate().map(|(index, disk)| DiskSpec {
-            path: dir.path().join(format!("disk-{index}.qcow2")),
-            format: DiskFormat::Qcow2,
-            serial: disk.serial.clone(),
-            size: disk.size,
-            backing: None,
-            opaque: false,
+        let disks = self.disks.iter().enumerate().map(|(index, disk)| {
+            let source = Source::new(dir.path().join(format!("disk-{index}.qcow2")), Format::Qcow2);
+            DiskSpec::new(source, &disk.serial, disk.size)
         });
         let spec = VmSpec {
             id: self.id,

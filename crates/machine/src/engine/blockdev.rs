@@ -1,5 +1,6 @@
 //! A disk as QEMU gets it: block nodes over descriptor sets, and a device behind a root port.
 
+use image::Format;
 use serde_json::{Value, json};
 
 use super::file_id::{FileId, file_id};
@@ -7,7 +8,7 @@ use super::nodes::{backing_node, backing_set, disk_id, disk_node, image_set};
 use super::ports;
 use crate::disk::{CheckedDisk, Image};
 use crate::error::{Error, Result};
-use crate::spec::{DiskFormat, DiskSpec};
+use crate::spec::DiskSpec;
 
 /// QEMU's description of the `index`th block device; the image under an overlay is named [`backing_node`].
 pub(crate) fn blockdev(disk: &CheckedDisk, index: usize) -> Value {
@@ -19,7 +20,7 @@ pub(crate) fn blockdev(disk: &CheckedDisk, index: usize) -> Value {
         "detect-zeroes": "unmap",
         "file": protocol(image, image_set(index)),
     });
-    if image.format == DiskFormat::Qcow2 {
+    if image.format == Format::Qcow2 {
         // The header was checked; if it changes before QEMU reads it, this still holds.
         blockdev["backing"] = Value::Null;
     }
@@ -31,7 +32,7 @@ pub(crate) fn blockdev(disk: &CheckedDisk, index: usize) -> Value {
             "discard": "unmap",
             "file": protocol(image, backing_set(index)),
         });
-        if image.format == DiskFormat::Qcow2 {
+        if image.format == Format::Qcow2 {
             backing["backing"] = Value::Null;
         }
         blockdev["backing"] = backing;
@@ -40,9 +41,8 @@ pub(crate) fn blockdev(disk: &CheckedDisk, index: usize) -> Value {
 }
 
 fn protocol(image: &Image, set: usize) -> Value {
-    let driver = if image.block_device { "host_device" } else { "file" };
     json!({
-        "driver": driver, "filename": format!("/dev/fdset/{set}"), "read-only": !image.writable, "discard": "unmap",
+        "driver": image.storage.driver(), "filename": format!("/dev/fdset/{set}"), "read-only": !image.writable, "discard": "unmap",
     })
 }
 
@@ -66,7 +66,9 @@ pub(crate) fn written(disk: &CheckedDisk) -> Result<Vec<FileId>> {
     let images = [Some(disk.image()), disk.backing()].into_iter().flatten();
     images
         .filter(|image| image.writable)
-        .map(|image| image.file.metadata().map(|m| file_id(&m)).map_err(Error::io("inspect", &disk.spec().path)))
+        .map(|image| {
+            image.file.metadata().map(|m| file_id(&m)).map_err(Error::io("inspect", disk.spec().source.path()))
+        })
         .collect()
 }
 

@@ -4,8 +4,9 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use image::{Format, Source};
 use machine::accel::{Accel, Verdict};
-use machine::{ConsoleProfile, DiskFormat, DiskSpec, Firmware, Policy, VmSpec};
+use machine::{ConsoleProfile, DiskSpec, Firmware, Policy, VmSpec};
 use tempfile::TempDir;
 use uuid::Uuid;
 
@@ -44,7 +45,7 @@ impl Sandbox {
         let path = self.path(&format!("{serial}.qcow2"));
         let size = 64 * MIB;
         qemu_img(&["create", "-q", "-f", "qcow2", path.to_str().unwrap(), "64M"]);
-        DiskSpec { path, format: DiskFormat::Qcow2, serial: serial.into(), size, backing: None, opaque: false }
+        DiskSpec::new(Source::new(path, Format::Qcow2), serial, size)
     }
 }
 

@@ -7,8 +7,9 @@ use host::LocalGuardians;
 use host::VmDir;
 use host::api::Hold;
 use host::{Agent, Unsealed, VmFiles, VmLock};
+use image::{Format, Source};
 use key_protector::{Approval, Guardian, Protector, Role, Rolled, Wrapping};
-use machine::{DiskFormat, NicSpec, Policy, VmSpec};
+use machine::{DiskSpec, NicSpec, Policy, VmSpec};
 use outcome::Events;
 use outcome::{Context, Error, Kind, Next, Result, rfc3339};
 use time::OffsetDateTime;
@@ -175,10 +176,7 @@ fn place(dir: &VmDir, outbound: &rg::Outbound, options: &Options) -> Result<()> 
     dir.switch_to(outbound.generation, outbound.generation)?;
     let mut spec: VmSpec = outbound.spec.clone();
     for (index, disk) in spec.disks.iter_mut().enumerate() {
-        disk.path = outbound.place(index);
-        disk.format = DiskFormat::Raw;
-        disk.backing = None;
-        disk.opaque = false;
+        *disk = DiskSpec::new(Source::new(outbound.place(index), Format::Raw), &disk.serial, disk.size);
     }
     for nic in &mut spec.nics {
         *nic = NicSpec { switch: options.switch.clone(), mac: nic.mac.clone() };

@@ -8,8 +8,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use attestation::HostPublicKey;
-use garage::Digest;
 use host::Store;
+use image::Digest;
 use outcome::{Context, Error, Kind, Result};
 use tpm::{Tools, TpmError};
 

@@ -4,7 +4,7 @@ use std::{fs, io};
 
 use host::VmDir;
 use host::{Agent, VmLock};
-use machine::{DiskSpec, VmSpec};
+use machine::VmSpec;
 use outcome::Events;
 use outcome::{Context, Error, Kind, Result};
 
@@ -98,7 +98,7 @@ fn merged(spec: &VmSpec, index: usize) -> VmSpec {
     if let Some(disk) = spec.disks.get_mut(index)
         && let Some(below) = disk.backing.take()
     {
-        *disk = DiskSpec { path: below.path, format: below.format, ..disk.clone() };
+        disk.source = below;
     }
     spec
 }

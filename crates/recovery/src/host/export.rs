@@ -6,7 +6,7 @@ use std::path::Path;
 
 use garage::Mode;
 use host::api::Hold;
-use host::{Agent, VmLock, free_space, image};
+use host::{Agent, VmLock, disks, free_space};
 use machine::{DiskSpec, VmSpec};
 use outcome::Events;
 use outcome::{Context, Error, Kind, Result};
@@ -125,7 +125,7 @@ async fn attach(journal: &Journal, dvm: &VmLock, vmre: &mut VmLock, events: &Eve
         }
     }
     let disk = journal.rg_disk();
-    let size = image::info(&disk).await?.virtual_size;
+    let size = disks::info(&disk).await?.virtual_size;
     vmre.attach(&rg_disk(&disk, size, journal.id())).await
 }
 
@@ -151,8 +151,8 @@ pub(super) fn check_space(damaged: &VmSpec, mode: Mode, directory: &Path) -> Res
     let mut needed = RG_OVERHEAD;
     for disk in damaged.disks.iter().filter(|_| mode == Mode::Copy) {
         // What it takes on the disk; asking QEMU would need a lock that a running VM holds.
-        let file = std::fs::metadata(&disk.path)
-            .context(Kind::NotFound, || format!("cannot inspect the VM's disk {}", disk.path.display()))?;
+        let file = std::fs::metadata(disk.source.path())
+            .context(Kind::NotFound, || format!("cannot inspect the VM's disk {}", disk.source.path().display()))?;
         needed = needed.saturating_add(file.blocks().saturating_mul(512));
     }
     let free = free_space(directory)?;
@@ -198,7 +198,7 @@ fn check_blocks(damaged: &VmSpec) -> Result<()> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use machine::{ConsoleProfile, DiskFormat, Firmware, Policy};
+    use machine::{ConsoleProfile, Firmware, Policy};
 
     fn vm(disks: Vec<DiskSpec>) -> VmSpec {
         VmSpec {
@@ -221,14 +221,7 @@ mod tests {
         check_ports(&damaged, 1, "vmre").unwrap();
         assert_eq!(check_ports(&damaged, machine::HOT_PORTS, "vmre").unwrap_err().kind, Kind::NoSpace);
 
-        let odd = vm(vec![DiskSpec {
-            path: "/odd".into(),
-            format: DiskFormat::Raw,
-            serial: "odd".into(),
-            size: 4096 + 512,
-            backing: None,
-            opaque: false,
-        }]);
+        let odd = vm(vec![DiskSpec::new(image::Source::new("/odd", image::Format::Raw), "odd", 4096 + 512)]);
         check_blocks(&damaged).unwrap();
         assert!(check_blocks(&odd).unwrap_err().remedy.is_some_and(|next| next.contains("--copy")));
     }

@@ -19,7 +19,8 @@ use garage::Mode;
 use host::VmDir;
 use host::api::Hold;
 use host::{Agent, VmLock};
-use machine::{Backing, DiskFormat, DiskSpec, Policy, VmSpec};
+use image::{Format, Source};
+use machine::{DiskSpec, Policy, VmSpec};
 use outcome::Events;
 use outcome::{Context, Error, Kind, Next, Result};
 
@@ -145,8 +146,7 @@ async fn copy_disks(spec: &mut VmSpec, staging: &Path, original: &VmDir, back: &
             .remedy(ALTERED));
         }
         // Where it is after the exchange.
-        disk.path = original.path().join(file);
-        disk.format = DiskFormat::Raw;
+        disk.source = Source::new(original.path().join(file), Format::Raw);
     }
     Ok(())
 }
@@ -160,7 +160,7 @@ async fn link_disks(spec: &mut VmSpec, staging: &Path, original: &VmDir, journal
     };
     for (index, disk) in spec.disks.iter_mut().enumerate() {
         let overlay = overlay(journal.dir(), index);
-        let image = DiskSpec { path: overlay.clone(), format: DiskFormat::Qcow2, ..disk.clone() };
+        let image = DiskSpec { source: Source::new(&overlay, Format::Qcow2), ..disk.clone() };
         machine::disk::check(&image)
             .context(Kind::BadInput, || format!("the overlay of disk {index} that came back"))
             .or_next(|| "it was altered outside the repair: abort the recovery and export again".into())?;
@@ -168,18 +168,12 @@ async fn link_disks(spec: &mut VmSpec, staging: &Path, original: &VmDir, journal
         let target = overlay_in(original.path(), index);
         link(&overlay, target.file_name().unwrap_or_default())?;
         // One that lies elsewhere stays there, for both.
-        if let Some(file) = disk.path.file_name().filter(|_| disk.path.parent() == Some(original.path())) {
-            link(&disk.path, file)?;
+        let below = disk.source.path();
+        if let Some(file) = below.file_name().filter(|_| below.parent() == Some(original.path())) {
+            link(below, file)?;
         }
-        let below = Backing { path: disk.path.clone(), format: disk.format };
-        *disk = DiskSpec {
-            path: target,
-            format: DiskFormat::Qcow2,
-            backing: Some(below),
-            serial: disk.serial.clone(),
-            size: disk.size,
-            opaque: false,
-        };
+        let overlay = Source::new(target, Format::Qcow2);
+        *disk = DiskSpec::new(overlay, &disk.serial, disk.size).over(disk.source.clone());
     }
     durable::sync_parent(&staging.join("vm.json")).context(Kind::Internal, || "cannot flush the links".into())
 }

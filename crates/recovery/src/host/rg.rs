@@ -3,11 +3,12 @@
 
 use std::path::{Path, PathBuf};
 
-use garage::container::{self, Format, Source};
-use garage::{Bundle, Cancel, Direction, Layout, Manifest, Mode};
+use garage::container;
+use garage::{Bundle, Direction, Layout, Manifest, Mode};
 use host::VmDir;
+use image::{Cancel, Format, Source};
 use key_protector::Protector;
-use machine::{Backing, DiskFormat, DiskSpec, VmSpec};
+use machine::{DiskSpec, VmSpec};
 use outcome::Events;
 use outcome::{Context, Error, Kind, Next, Result};
 use uuid::Uuid;
@@ -19,13 +20,10 @@ pub(super) fn overlays(dir: &Path, recovery: Uuid, vm: &VmSpec) -> Vec<DiskSpec>
     vm.disks
         .iter()
         .enumerate()
-        .map(|(index, disk)| DiskSpec {
-            path: overlay(dir, index),
-            format: DiskFormat::Qcow2,
-            serial: garage::layout::overlay_serial(recovery, index),
-            size: disk.size,
-            backing: Some(Backing { path: disk.path.clone(), format: disk.format }),
-            opaque: true,
+        .map(|(index, disk)| {
+            let source = Source::new(overlay(dir, index), Format::Qcow2);
+            let serial = garage::layout::overlay_serial(recovery, index);
+            DiskSpec { opaque: true, ..DiskSpec::new(source, serial, disk.size).over(disk.source.clone()) }
         })
         .collect()
 }
@@ -40,27 +38,19 @@ pub(super) fn overlay(dir: &Path, index: usize) -> PathBuf {
 /// # Errors
 /// `BadInput` when it is damaged.
 pub(super) async fn check_overlay(path: PathBuf, size: u64) -> Result<()> {
-    blocking(move || garage::overlay::check(&path, size, &Cancel::new())).await.map_err(not_ours_to_trust)
+    blocking(move || Ok(image::overlay::check(&path, size, &Cancel::new())?)).await.map_err(not_ours_to_trust)
 }
 
 /// Merges an overlay into the image under it while no VM uses them.
 ///
 /// # Errors
 /// `Interrupted` when the client went away: both images together are the disk, as before.
-pub(super) async fn merge(index: usize, disk: &DiskSpec, backing: &Backing, events: &Events) -> Result<()> {
-    let (overlay, below) = (disk.path.clone(), Source { path: backing.path.clone(), format: format(backing.format) });
+pub(super) async fn merge(index: usize, disk: &DiskSpec, backing: &Source, events: &Events) -> Result<()> {
+    let (overlay, below) = (disk.source.path().to_owned(), backing.clone());
     work(events, "merge", format!("merging disk {index}"), move |progress, cancel| {
-        garage::overlay::merge(&overlay, &below, progress, cancel)
+        Ok(image::overlay::merge(&overlay, &below, progress, cancel)?)
     })
     .await
-}
-
-fn format(format: DiskFormat) -> Format {
-    match format {
-        DiskFormat::Raw => Format::Raw,
-        DiskFormat::Qcow2 => Format::Qcow2,
-        DiskFormat::Vhdx => Format::Vhdx,
-    }
 }
 
 /// Makes the RG disk with the VM's sealed state, protector and specification on it, and its disks; or, in overlay
@@ -92,7 +82,7 @@ pub(super) async fn create(target: &Path, recovery: Uuid, vm: &VmDir, mode: Mode
     };
     work(events, "rg-disk", message, move |progress, cancel| {
         for (path, size) in &overlays {
-            garage::overlay::create(path, *size, cancel)?;
+            image::create(path, *size, cancel)?;
         }
         container::create(&target, &layout, &manifest, &bundle, &sources, progress, cancel)
     })
@@ -104,17 +94,24 @@ async fn sources(spec: &VmSpec) -> Result<Vec<Source>> {
     let mut sources = Vec::new();
     for disk in &spec.disks {
         // The container takes disks in whole sectors, and the specification may have been edited.
-        let source = Source { path: disk.path.clone(), format: format(disk.format) };
+        let source = disk.source.clone();
         let image = source.clone();
-        let size = blocking(move || container::disk_size(&image)).await.map_err(|error| match error.kind {
-            Kind::Internal => Error { kind: Kind::BadInput, ..error }
-                .remedy("the disk was damaged or altered outside drydock; restore it"),
-            _ => error,
-        })?;
+        let size =
+            blocking(move || Ok(image::disk_size(&image, &Cancel::new())?)).await.map_err(|error| {
+                match error.kind {
+                    Kind::Internal => Error { kind: Kind::BadInput, ..error }
+                        .remedy("the disk was damaged or altered outside drydock; restore it"),
+                    _ => error,
+                }
+            })?;
         if size != disk.size {
             return Err(Error::new(
                 Kind::BadInput,
-                format!("{}: has {size} bytes, the VM's specification says {}", disk.path.display(), disk.size),
+                format!(
+                    "{}: has {size} bytes, the VM's specification says {}",
+                    disk.source.path().display(),
+                    disk.size
+                ),
             )
             .remedy("the disk or vm.json was altered outside drydock; restore it"));
         }

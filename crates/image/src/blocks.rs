@@ -1,7 +1,7 @@
-//! The edge to whatever holds the bytes: a block device, a plain file, a VHDX behind QEMU.
+//! The interface to whatever holds a disk's bytes: a block device, a plain file, an image behind QEMU.
 //!
-//! Layout, manifest and state are read and written through this trait only, so the same strict parsers
-//! serve the host (over NBD) and the garage (over the kernel's device), and tests put faults underneath.
+//! Layout, manifest and state of an RG disk are read and written only through the trait [`Blocks`], so the same strict
+//! parsers serve the host (over NBD) and the garage (over the kernel's device), and tests put faults underneath.
 
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
@@ -11,11 +11,20 @@ use std::os::unix::fs::FileExt;
 pub trait Blocks {
     /// Size in bytes.
     fn size(&self) -> u64;
-    /// Fills `buf` from `offset`; past the end is an error.
+    /// Fills `buf` from `offset`.
+    ///
+    /// # Errors
+    /// `InvalidInput` past the end, what the device answers.
     fn read_at(&mut self, offset: u64, buf: &mut [u8]) -> io::Result<()>;
-    /// Writes all of `data` at `offset`; past the end is an error.
+    /// Writes all of `data` at `offset`.
+    ///
+    /// # Errors
+    /// `InvalidInput` past the end, what the device answers.
     fn write_at(&mut self, offset: u64, data: &[u8]) -> io::Result<()>;
     /// Returns when everything written is durable.
+    ///
+    /// # Errors
+    /// What the device answers.
     fn flush(&mut self) -> io::Result<()>;
 }
 
@@ -27,7 +36,10 @@ pub struct FileBlocks {
 }
 
 impl FileBlocks {
-    /// Takes the size by seeking, which works for block devices too.
+    /// Determines the size by seeking, which also works for block devices.
+    ///
+    /// # Errors
+    /// What the system answers.
     pub fn new(mut file: File) -> io::Result<Self> {
         let size = file.seek(SeekFrom::End(0))?;
         Ok(Self { file, size })
@@ -65,6 +77,9 @@ pub struct Slice<'a> {
 
 impl<'a> Slice<'a> {
     /// `size` bytes from `offset`, which must lie inside `inner`.
+    ///
+    /// # Errors
+    /// `InvalidInput` when they do not.
     pub fn new(inner: &'a mut dyn Blocks, offset: u64, size: u64) -> io::Result<Self> {
         match offset.checked_add(size) {
             Some(end) if end <= inner.size() => Ok(Self { inner, offset, size }),
@@ -95,7 +110,10 @@ impl Blocks for Slice<'_> {
 }
 
 /// Refuses an access that does not lie wholly inside `size` bytes.
-pub(crate) fn check_range(size: u64, offset: u64, len: usize) -> io::Result<()> {
+///
+/// # Errors
+/// `InvalidInput`.
+pub fn check_range(size: u64, offset: u64, len: usize) -> io::Result<()> {
     let end = u64::try_from(len).ok().and_then(|len| offset.checked_add(len));
     match end {
         Some(end) if end <= size => Ok(()),
@@ -106,6 +124,3 @@ pub(crate) fn check_range(size: u64, offset: u64, len: usize) -> io::Result<()> 
 fn out_of_range() -> io::Error {
     io::Error::new(io::ErrorKind::InvalidInput, "access past the end")
 }
-
-#[cfg(test)]
-pub(crate) mod memory;

@@ -1,6 +1,5 @@
 //! Where the data of a disk image lies, so that holes are not copied and data is copied without going through QEMU.
 
-use std::ffi::OsStr;
 use std::fmt;
 use std::fs::File;
 use std::io::Read;
@@ -10,30 +9,29 @@ use confine::Shown;
 use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, SeqAccess, Visitor};
 
-use crate::container::{Format, Source};
 use crate::error::{Error, Result};
+use crate::format::{Format, Source};
 use crate::progress::Cancel;
-use crate::qemu::{QEMU_IMG, Running, image_opts};
+use crate::qemu_img;
 
 /// A stretch of a disk that holds data, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Extent {
-    /// On the disk.
+    /// Where it begins on the disk.
     pub start: u64,
+    /// How long it is.
     pub length: u64,
-    /// In the image file, where the data lies there as it is; none if QEMU must read it.
+    /// Where it begins in the image file, if the data lies there as it is; otherwise QEMU must read it.
     pub offset: Option<u64>,
 }
 
-/// Calls `each` for all data of the disk, in order. Memory does not grow with the disk.
-pub(crate) fn each(
-    source: &Source,
-    size: u64,
-    cancel: &Cancel,
-    each: &mut dyn FnMut(Extent) -> Result<()>,
-) -> Result<()> {
-    match source.format {
-        Format::Raw => of_file(&source.path, size, each),
+/// Calls `each` for all data of a disk of `size` bytes, in order. Memory does not grow with the disk.
+///
+/// # Errors
+/// [`Error::Io`]; [`Error::Tool`] and its kin; `Cancelled`; whatever `each` returns.
+pub fn each(source: &Source, size: u64, cancel: &Cancel, each: &mut dyn FnMut(Extent) -> Result<()>) -> Result<()> {
+    match source.format() {
+        Format::Raw => of_file(source.path(), size, each),
         Format::Qcow2 | Format::Vhdx => mapped(source, size, cancel, each),
     }
 }
@@ -47,7 +45,7 @@ fn of_file(path: &Path, size: u64, each: &mut dyn FnMut(Extent) -> Result<()>) -
         let start = match seek(&file, SeekFrom::Data(at)) {
             Ok(start) => start,
             Err(rustix::io::Errno::NXIO) => return Ok(()),
-            // A file system that does not know holes, or a block device.
+            // A file system without holes, or a block device.
             Err(_) if at == 0 => return each(Extent { start: 0, length: size, offset: Some(0) }),
             Err(errno) => return Err(failed()(errno.into())),
         };
@@ -66,7 +64,7 @@ fn of_file(path: &Path, size: u64, each: &mut dyn FnMut(Extent) -> Result<()>) -
 struct Mapped {
     start: u64,
     length: u64,
-    /// False: it reads as zeros, whatever is there.
+    /// False: it reads as zeros, whatever the file holds there.
     data: bool,
     #[serde(default)]
     zero: bool,
@@ -76,18 +74,13 @@ struct Mapped {
 }
 
 fn mapped(source: &Source, size: u64, cancel: &Cancel, each: &mut dyn FnMut(Extent) -> Result<()>) -> Result<()> {
-    const OP: &str = "find the data of the image";
-    let opts = image_opts(&source.path, source.format, None);
-    let args: [&OsStr; 4] = ["map".as_ref(), "--output=json".as_ref(), "--image-opts".as_ref(), &opts];
-    let mut running = Running::qemu_img(&[Shown::Read(&source.path)], &args, &source.path)?;
-    let nothing = || Error::ToolAnswer { tool: QEMU_IMG, path: source.path.clone(), what: "nothing" };
-    let stdout = running.child.stdout.take().ok_or_else(nothing)?;
-    let parsed = read_map(stdout, &source.path, size, cancel, each)?;
-    let status = running.child.wait().map_err(Error::io(&source.path, OP))?;
-    if !status.success() {
-        return Err(running.failure(OP, &source.path, status));
-    }
-    parsed.map_err(|_| answer(&source.path, "not the JSON of `qemu-img map`"))
+    let path = source.path();
+    let options = source.options(None)?;
+    let args = ["map".as_ref(), "--output=json".as_ref(), "--image-opts".as_ref(), options.as_os_str()];
+    qemu_img::run("find the data of the image", &[Shown::Read(path)], &args, cancel, |output| {
+        read_map(output, path, size, cancel, each)
+    })?
+    .map_err(|_| qemu_img::bad_answer(path, "not the JSON of `qemu-img map`"))
 }
 
 /// Reads what `qemu-img map` says of the image at `path` with a disk of `size` bytes, and calls `each` for all data in
@@ -108,7 +101,7 @@ pub fn read_map(
         cancel.check()?;
         // It is our own child, but the image it reads is not ours.
         let end = line.start.checked_add(line.length).filter(|end| line.start >= next && *end <= size);
-        next = end.ok_or_else(|| answer(path, "a map that does not fit the disk"))?;
+        next = end.ok_or_else(|| qemu_img::bad_answer(path, "a map that does not fit the disk"))?;
         if !line.data || line.zero || line.length == 0 {
             return Ok(());
         }
@@ -124,11 +117,7 @@ pub fn read_map(
     }
 }
 
-fn answer(path: &Path, what: &'static str) -> Error {
-    Error::ToolAnswer { tool: QEMU_IMG, path: path.to_owned(), what }
-}
-
-/// Hands on each element of an array while it is read.
+/// Passes on each element of an array while it is read.
 struct Lines<'a>(&'a mut dyn FnMut(Mapped) -> bool);
 
 impl<'de> DeserializeSeed<'de> for Lines<'_> {

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::io;
 
-use super::{Blocks, check_range};
+use image::blocks::{Blocks, check_range};
 
 const PAGE: u64 = 4096;
 

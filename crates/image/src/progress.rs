@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use crate::error::{Error, Result};
+
 /// How far an operation is, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Progress {
@@ -10,6 +12,14 @@ pub struct Progress {
     pub bytes: u64,
     /// All there is to do.
     pub total: u64,
+}
+
+impl Progress {
+    /// `percent` of `total` bytes.
+    pub(crate) fn percent(percent: f64, total: u64) -> Self {
+        let bytes = (total as f64 * percent / 100.0) as u64;
+        Self { bytes: bytes.min(total), total }
+    }
 }
 
 /// Stops a running operation from another thread. Clones share one flag.
@@ -22,7 +32,7 @@ impl Cancel {
         Self::default()
     }
 
-    /// Asks every operation that holds a clone to stop; they return [`crate::Error::Cancelled`].
+    /// Asks every operation that holds a clone to stop; they return [`Error::Cancelled`].
     pub fn cancel(&self) {
         self.0.store(true, Ordering::SeqCst);
     }
@@ -32,9 +42,13 @@ impl Cancel {
         self.0.load(Ordering::SeqCst)
     }
 
-    pub(crate) fn check(&self) -> crate::Result<()> {
+    /// Stops here once [`Cancel::cancel`] was called.
+    ///
+    /// # Errors
+    /// [`Error::Cancelled`].
+    pub fn check(&self) -> Result<()> {
         if self.is_cancelled() {
-            return Err(crate::Error::Cancelled);
+            return Err(Error::Cancelled);
         }
         Ok(())
     }

@@ -16,8 +16,7 @@ fn qemu(program: &str, args: &[&str], image: &Path) -> String {
 
 /// What QEMU reads of the disk from `offset`.
 fn read_by_qemu(image: &Path, offset: u64, length: usize) -> Vec<u8> {
-    let opts = crate::qemu::image_opts(image, crate::Format::Vhdx, None);
-    let mut disk = crate::nbd::Nbd::open(&opts, image).unwrap();
+    let mut disk = crate::ServedImage::open(&crate::Source::new(image, crate::Format::Vhdx), None).unwrap();
     let mut bytes = vec![0; length];
     disk.read_at(offset, &mut bytes).unwrap();
     disk.close().unwrap();

@@ -28,7 +28,7 @@ impl Digest {
         Self::of_parts(&[bytes])
     }
 
-    /// The digest of the parts put together.
+    /// The digest of the concatenated parts.
     pub fn of_parts(parts: &[&[u8]]) -> Self {
         let mut context = Context::new(&SHA256);
         for part in parts {
@@ -102,8 +102,11 @@ impl<'de> Deserialize<'de> for Digest {
     }
 }
 
-/// Hashes all of `blocks` in constant memory, and hands on what it reads with its place. `None` when cancelled.
-pub(crate) fn of_blocks(
+/// Hashes all of `blocks` in constant memory, and passes each piece with its offset to `each`. `None` when cancelled.
+///
+/// # Errors
+/// What `blocks` or `each` returns.
+pub fn of_blocks(
     blocks: &mut dyn Blocks,
     progress: &dyn Fn(Progress),
     cancel: &Cancel,

@@ -30,7 +30,7 @@ const BAT_OFFSET: u64 = 3 * MIB;
 const SECTOR: u64 = 512;
 /// MS-VHDX 2.5.1.1: the block is in the file, all of it.
 const PAYLOAD_BLOCK_FULLY_PRESENT: u64 = 6;
-/// Written at once where a file has to be read.
+/// Bytes written at once where the kernel cannot copy.
 const PIECE: usize = 1 << 20;
 
 /// MS-VHDX calls it CRC-32C.
@@ -49,6 +49,14 @@ const PHYSICAL_SECTOR_SIZE: Uuid = Uuid::from_u128(0xcda348c7_445d_4471_9cc9_e98
 const IS_VIRTUAL_DISK: u32 = 2;
 const IS_REQUIRED: u32 = 4;
 
+/// The block size in bytes for a VHDX of `total` bytes. Small blocks keep a mostly empty disk small on file systems and
+/// transports without holes; large disks get larger blocks, because QEMU keeps 8 bytes in memory for each.
+#[must_use]
+pub fn block_size(total: u64) -> u64 {
+    const TIB: u64 = 1 << 40;
+    if total <= TIB { 1 << 20 } else { 32 << 20 }
+}
+
 /// A VHDX that is being made: a disk of zeros until something is written.
 pub struct Writer<'a> {
     file: &'a File,
@@ -62,6 +70,9 @@ pub struct Writer<'a> {
 
 impl<'a> Writer<'a> {
     /// Begins a VHDX of `size` bytes, a multiple of 512 and at most 64 TiB, in an empty file.
+    ///
+    /// # Errors
+    /// `InvalidInput` when it has more blocks than memory can address.
     pub fn new(file: &'a File, size: u64, block_size: u64) -> io::Result<Self> {
         let count = usize::try_from(size.div_ceil(block_size)).map_err(|_| too_large())?;
         let mut writer = Self { file, size, block_size, blocks: vec![0; count], end: 0 };
@@ -69,7 +80,10 @@ impl<'a> Writer<'a> {
         Ok(writer)
     }
 
-    /// Copies `length` bytes of another file to `at` on the disk, inside the kernel where it can.
+    /// Copies `length` bytes of another file from `offset` to `at` on the disk, inside the kernel where possible.
+    ///
+    /// # Errors
+    /// `UnexpectedEof` when the source is shorter, `InvalidInput` past the end of the disk, what the system answers.
     pub fn copy_from(&mut self, source: &File, mut offset: u64, mut at: u64, mut length: u64) -> io::Result<()> {
         check_range(self.size, at, usize::try_from(length).map_err(|_| too_large())?)?;
         while length > 0 {
@@ -82,7 +96,10 @@ impl<'a> Writer<'a> {
         Ok(())
     }
 
-    /// Writes everything that makes the file a VHDX. The caller makes it durable.
+    /// Writes everything that makes the file a VHDX. The caller flushes it.
+    ///
+    /// # Errors
+    /// What the system answers.
     pub fn finish(self) -> io::Result<()> {
         // MS-VHDX 2.2: the payload blocks are whole, and the file ends with the last one.
         self.file.set_len(self.end)?;
@@ -173,7 +190,7 @@ impl<'a> Writer<'a> {
         checksummed(table)
     }
 
-    /// Where in the file the byte `at` of the disk is; its block is made if there is none.
+    /// Where in the file the byte `at` of the disk is; a block is allocated if it has none.
     fn place(&mut self, at: u64) -> io::Result<u64> {
         let index = usize::try_from(at / self.block_size).map_err(|_| too_large())?;
         let block = self.blocks.get_mut(index).ok_or_else(too_large)?;
@@ -235,7 +252,7 @@ impl Blocks for Writer<'_> {
     }
 }
 
-/// Reads what there is, and zeros past the end of the file.
+/// Reads the file, and zeros past its end.
 fn read_padded(file: &File, mut offset: u64, mut buf: &mut [u8]) -> io::Result<()> {
     while !buf.is_empty() {
         match file.read_at(buf, offset)? {
@@ -275,7 +292,7 @@ fn checksummed(mut bytes: Vec<u8>) -> Vec<u8> {
     bytes
 }
 
-/// `copy_file_range`, which shares extents where the file system can; by reading and writing where it does not work
+/// `copy_file_range`, which shares extents where the file system can; reads and writes where the kernel cannot copy
 /// between these two files.
 fn copy_range(from: &File, mut offset: u64, to: &File, mut at: u64, length: u64) -> io::Result<()> {
     let mut left = usize::try_from(length).map_err(|_| too_large())?;
