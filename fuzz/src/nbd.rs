@@ -71,7 +71,6 @@ fn answers(_: &World, bytes: &[u8]) -> bool {
         assert!(client.read_at(at, &mut vec![0; length]).is_err(), "read past the end");
     }
     assert!(client.write_at(0, &[0]).is_err(), "written");
-    drop(client);
     let (choice, requests) = server.asked.split_at(CHOICE);
     assert!(choice.ends_with(b"IHAVEOPT\0\0\0\x01\0\0\0\0"));
     assert!(requests.len().is_multiple_of(REQUEST) && requests.len() <= 2 * REQUEST, "asked for more");
