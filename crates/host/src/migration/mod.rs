@@ -13,7 +13,7 @@
 //! then on the source's guest resumes only when the destination says that its own never will. When no answer arrives,
 //! [`HandedOver`](crate::api::HandedOver) stays, and keeps the VM from being started there.
 //!
-//! Every connection is TLS 1.3, and both ends prove over its exporter that they have the key: see [`channel`].
+//! Every connection is TLS 1.3, and both ends prove over its exporter that they have the key: see `migration::channel`.
 
 mod channel;
 mod destination;
