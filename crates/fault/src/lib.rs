@@ -4,7 +4,7 @@
 //! `3 ENOSPC`, each write counts it down; the write that reaches zero removes the file and fails. With `KILL` the process
 //! dies instead.
 //!
-//! Every crate that writes durable files calls [`write`] before each of its writes. This crate depends on none of them.
+//! Every crate that writes durable files calls [`write()`] before each of its writes. This crate depends on none of them.
 
 #![warn(missing_docs)]
 
