@@ -23,7 +23,7 @@ pub const TENANT: &str = "owner, on the tenant host";
 
 const BOOT: Duration = Duration::from_secs(600);
 const LONG: Duration = Duration::from_secs(600);
-const NESTED: Duration = Duration::from_secs(600);
+const NESTED: Duration = Duration::from_secs(900);
 /// What the owner logs in with on the console; lives for the length of the run.
 const PASSWORD: &str = "harbour-7-lantern";
 /// The RG disk's name on each of two hosts.

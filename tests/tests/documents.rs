@@ -221,7 +221,7 @@ fn keys_can_be_under_a_passphrase() -> Result<()> {
     let new = format!("protector new --owner safe --guardian fabric --out {out}");
     denials.expect("another passphrase", BAD_INPUT, "wrong passphrase", with("another passphrase", &new));
     let asked = world.tenant(&["protector", "new", "--owner", "safe", "--guardian", "fabric", "--out", &out]);
-    denials.expect("no passphrase and no terminal", BAD_INPUT, "no terminal", asked);
+    denials.expect("no passphrase and no terminal", BAD_INPUT, "not a terminal", asked);
     with("a long passphrase", &new)?.ok().context("the control")?;
     denials.close();
     world.close()
