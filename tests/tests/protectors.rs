@@ -69,7 +69,7 @@ fn a_vm_moves_to_the_fabrics_next_guardian() -> Result<()> {
     denials.expect(
         "a migration that would lose the change",
         WRONG_STATE,
-        "key protector",
+        "a signed protector update waits",
         world.admin(&["vm", "migrate", "dvm", "--to", "127.0.0.1:9"]),
     );
     // Taken back, it does nothing; the control for what follows.
