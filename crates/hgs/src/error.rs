@@ -249,7 +249,7 @@ pub enum Error {
     #[error("this permit was used before")]
     PermitKnown,
     /// Other machines could reach the service in the clear.
-    #[error("plain HTTP is allowed on loopback addresses only, and {address} is not one")]
+    #[error("plain HTTP is allowed only on a loopback address; {address} is not a loopback address")]
     PlainHttpExposed {
         /// The address.
         address: SocketAddr,

@@ -164,10 +164,7 @@ fn release(
 }
 
 fn own_wrapping<'a>(protector: &'a Protector, guardian: &Guardian) -> Option<&'a Wrapping> {
-    let public = guardian.public();
-    protector.wrappings().iter().find(|wrapping| {
-        wrapping.signing_certificate() == public.signing() && wrapping.encryption_certificate() == public.encryption()
-    })
+    protector.wrappings().iter().find(|wrapping| wrapping.is_for(guardian.public()))
 }
 
 /// All recipients of the ingress protector, except recovery guardians (the recovery is over once the VM is back on the
